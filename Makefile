@@ -1,0 +1,59 @@
+# make demo: scenario A, end to end.   make test: every test.   Both install what they need first.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+BIN := .venv/bin
+COMMANDS := iptables ip iperf3 tcpdump tshark conntrack ping ethtool setpriv
+PACKAGES := iptables iproute2 iperf3 tcpdump tshark conntrack iputils-ping ethtool util-linux python3-venv
+
+.PHONY: help
+help: ## what can be made
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+
+.PHONY: demo
+demo: setup ## scenario A end to end: verdict, figures, and where the evidence lies
+	@$(BIN)/natbed run A
+
+.PHONY: test
+test: setup lint ## all checks and tests
+	@$(BIN)/pytest -n auto
+
+.PHONY: lint
+lint: setup
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check .
+	@$(BIN)/mypy --no-error-summary
+
+.PHONY: setup
+setup: system .venv/.installed ## system packages and the virtual environment
+	@$(BIN)/python -m compileall -q harness impl topologies
+
+# Tried by name, so that a machine that has the programs from elsewhere needs no package manager.
+.PHONY: system
+system:
+	@missing=; for command in $(COMMANDS); do \
+	    PATH="$$PATH:/usr/sbin:/sbin" command -v $$command >/dev/null || missing="$$missing $$command"; done; \
+	$(PYTHON) -c 'import ensurepip' 2>/dev/null || missing="$$missing python3-venv"; \
+	if [ -n "$$missing" ]; then \
+	    echo "missing:$$missing"; \
+	    command -v apt-get >/dev/null || { echo "install these programs, then run make again"; exit 1; }; \
+	    [ "$$(id -u)" = 0 ] || { echo "run as root once, to install them: sudo make setup"; exit 1; }; \
+	    export DEBIAN_FRONTEND=noninteractive; \
+	    apt-get update -qq; apt-get install -y -qq --no-install-recommends $(PACKAGES) >/dev/null; \
+	fi
+
+.venv/.installed: pyproject.toml harness/constraints.txt
+	@echo "making the virtual environment from pinned versions"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "natbed needs Python 3.11 or later: make PYTHON=python3.11 ..."; exit 1; }
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c harness/constraints.txt hatchling setuptools
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation -c harness/constraints.txt -e '.[dev]'
+	@touch $@
+
+.PHONY: clean
+clean: ## remove the virtual environment, caches and the evidence of runs
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@find harness impl topologies -name __pycache__ -prune -exec rm -rf {} +
+	@find results -mindepth 1 -maxdepth 1 ! -name README.md ! -name baseline.json -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""natbed: NAT scenarios from network namespaces and real iptables NATs, run, judged and reported."""

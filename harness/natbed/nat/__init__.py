@@ -1,0 +1,1 @@
+"""What NATs do (profiles), and the rules that make a kernel do it."""

@@ -1,0 +1,1 @@
+"""ESP (RFC 2406): suites, security associations and selectors."""

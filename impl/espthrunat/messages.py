@@ -1,0 +1,155 @@
+"""What the IKE daemon and the data plane say to each other, in the terms of PF_KEY (RFC 2367).
+
+One message is one MessagePack object in one packet of a SOCK_SEQPACKET socket pair. The daemon opens with
+`Configure` and waits for `Ready`; after that both sides speak when they have something to say.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Literal
+
+import msgspec
+
+
+class Path(msgspec.Struct, frozen=True, array_like=True):
+    """The two ends of a UDP flow as seen from here. NATs live in the difference of two peers' paths, nowhere else."""
+
+    local: str
+    local_port: int
+    remote: str
+    remote_port: int
+
+
+class Direction(enum.StrEnum):
+    """Which way an SA's traffic goes, seen from here."""
+
+    INBOUND = "in"
+    OUTBOUND = "out"
+
+
+class Encapsulation(enum.StrEnum):
+    """What ESP travels in: UDP behind eight zero octets (the draft, clause 4.4), or bare IP protocol 50."""
+
+    UDP = "udp"
+    NONE = "none"
+
+
+class Selector(msgspec.Struct, frozen=True, array_like=True):
+    """The traffic an SA protects (RFC 2401, 4.4.2), seen from here; 0 means any protocol or any port."""
+
+    local: str  # a network, "10.0.0.1/32"
+    remote: str
+    protocol: int = 0
+    local_port: int = 0
+    remote_port: int = 0
+
+
+class Configure(msgspec.Struct, frozen=True, tag="configure"):
+    """Daemon to plane, first: open UDP `address`:`port` and the TUN device `tun`; `mtu` is the path's, in octets."""
+
+    address: str
+    port: int
+    tun: str
+    mtu: int = 1500
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready"):
+    """Plane to daemon: both devices are open; or, with `error` set, why they are not (the plane then ends)."""
+
+    error: str = ""
+
+
+class AddSa(msgspec.Struct, frozen=True, tag="add_sa"):
+    """Daemon to plane: use this SA from now on. The newest outbound SA of a policy is the one that is used."""
+
+    spi: int
+    direction: Direction
+    suite: str  # a name in esp.suites.SUITES
+    keymat: bytes  # KEYMAT of RFC 2409, 5.5: encryption key, salt where the suite has one, authentication key
+    path: Path
+    encapsulation: Encapsulation
+    selector: Selector
+    policy: str  # the policy that outbound traffic reaches this SA by; for inbound SAs, a label
+
+
+class DeleteSa(msgspec.Struct, frozen=True, tag="delete_sa"):
+    """Daemon to plane: forget this SA. Deleting what is not there is no error."""
+
+    spi: int
+    direction: Direction
+    path: Path
+
+
+class AddPolicy(msgspec.Struct, frozen=True, tag="add_policy"):
+    """Daemon to plane: traffic of this selector must be protected; without an SA it is dropped and acquired.
+
+    The remote network is routed into the TUN device; `source` is the address the host prefers for it ("" for none).
+    """
+
+    policy: str
+    selector: Selector
+    source: str = ""
+
+
+class DeletePolicy(msgspec.Struct, frozen=True, tag="delete_policy"):
+    """Daemon to plane: the policy and its route go."""
+
+    policy: str
+
+
+class Acquire(msgspec.Struct, frozen=True, tag="acquire"):
+    """Plane to daemon: traffic met a policy that has no SA. At most one a second for each policy."""
+
+    policy: str
+
+
+class Expire(msgspec.Struct, frozen=True, tag="expire"):
+    """Plane to daemon: an SA must be replaced (`hard`: it was not, and can no longer be used)."""
+
+    spi: int
+    direction: Direction
+    reason: Literal["octets", "sequence"]
+    hard: bool
+
+
+class Datagrams(msgspec.Struct, frozen=True, tag="datagrams"):
+    """IKE datagrams, up from the wire or down to it, in order."""
+
+    items: list[tuple[Path, bytes]]
+
+
+class GetStats(msgspec.Struct, frozen=True, tag="get_stats"):
+    """Daemon to plane: answer with `Stats` that carries the same `query`."""
+
+    query: int
+
+
+class SaStats(msgspec.Struct, frozen=True):
+    """One SA's counters; octets are those of inner packets."""
+
+    spi: int
+    direction: Direction
+    path: Path
+    suite: str
+    packets: int
+    octets: int
+    dropped: dict[str, int]
+
+
+class Stats(msgspec.Struct, frozen=True, tag="stats"):
+    """Plane to daemon: everything that was counted since start, drops by their kind."""
+
+    query: int
+    counters: dict[str, int]
+    sas: list[SaStats]
+
+
+ToPlane = Configure | AddSa | DeleteSa | AddPolicy | DeletePolicy | Datagrams | GetStats
+FromPlane = Ready | Acquire | Expire | Datagrams | Stats
+
+MAX_MESSAGE = 200_000  # octets; below the kernel's default socket buffer of 212,992
+
+encode = msgspec.msgpack.Encoder().encode
+decode_to_plane = msgspec.msgpack.Decoder(ToPlane).decode
+decode_from_plane = msgspec.msgpack.Decoder(FromPlane).decode
