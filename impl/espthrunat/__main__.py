@@ -1,0 +1,5 @@
+"""`python -m espthrunat`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,24 @@
+"""A pair of ESP SAs, as Quick Mode made it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..esp.suites import EspSuite
+from ..messages import Encapsulation, Path, Selector
+
+
+@dataclass(frozen=True, slots=True)
+class ChildSa:
+    """Both directions of one protected traffic: what IKE tells IPsec (the draft, 4.4)."""
+
+    connection: str
+    path: Path
+    suite: EspSuite
+    encapsulation: Encapsulation
+    selector: Selector
+    inbound_spi: int
+    outbound_spi: int
+    inbound_keymat: bytes = field(repr=False)
+    outbound_keymat: bytes = field(repr=False)
+    expires: float = float("inf")  # on the endpoint's clock, seconds

@@ -1,0 +1,67 @@
+"""What every exchange needs from the endpoint that it belongs to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ..messages import Path
+from . import groups
+from .events import Event
+from .groups import Group, PrivateKey
+from .nat_traversal import EspThruNat
+from .timers import Timers
+
+
+class Entropy(Protocol):
+    """Where randomness comes from: the system's, or a test's that can be repeated."""
+
+    def octets(self, count: int) -> bytes:
+        """Unpredictable octets."""
+
+    def private_key(self, group: Group) -> PrivateKey:
+        """A fresh Diffie-Hellman key."""
+
+
+class SystemEntropy:
+    """The operating system's randomness."""
+
+    def octets(self, count: int) -> bytes:
+        """Unpredictable octets."""
+        return os.urandom(count)
+
+    def private_key(self, group: Group) -> PrivateKey:
+        """A fresh Diffie-Hellman key."""
+        return groups.generate(group)
+
+
+@dataclass(slots=True)
+class Context:
+    """Sending, telling, timing and randomness, without any I/O behind them."""
+
+    entropy: Entropy
+    send: Callable[[bytes, Path], None]
+    emit: Callable[[Event], None]
+    timers: Timers
+    spi_in_use: Callable[[int], bool]
+    method: EspThruNat = field(default_factory=EspThruNat)
+
+    def cookie(self) -> bytes:
+        """An ISAKMP cookie: unpredictable, never zero (zero is ESP's marker)."""
+        while not any(cookie := self.entropy.octets(8)):
+            pass
+        return cookie
+
+    def message_id(self) -> int:
+        """A message ID for an exchange after phase 1: random, not zero (RFC 2408, 3.1)."""
+        while not (number := int.from_bytes(self.entropy.octets(4), "big")):
+            pass
+        return number
+
+    def spi(self) -> int:
+        """An unused inbound SPI; 1 to 255 are reserved (RFC 2406, 2.1)."""
+        while (number := int.from_bytes(self.entropy.octets(4), "big")) < 256 or self.spi_in_use(number):
+            pass
+        return number
