@@ -86,16 +86,17 @@ def test_every_hash_key_length_and_group_works(suite: str) -> None:
 @pytest.mark.parametrize("pfs", [None, "modp2048", "ecp256", "ecp384"])
 @pytest.mark.parametrize("esp", list(SUITES))
 def test_every_esp_suite_works_with_and_without_pfs(esp: str, pfs: str | None) -> None:
-    ours = {"esp_suites": (SUITES[esp],), "pfs": GROUPS[pfs] if pfs else None}
-    world = World(replace(INITIATOR, **ours), replace(RESPONDER, **ours)).connect()
+    suites, group = (SUITES[esp],), GROUPS[pfs] if pfs else None
+    client = replace(INITIATOR, esp_suites=suites, pfs=group)
+    world = World(client, replace(RESPONDER, esp_suites=suites, pfs=group)).connect()
     assert world.up
     assert world.client_sa().suite.name == esp
 
 
 def test_pfs_gives_other_keys_than_none() -> None:
     plain = World().connect().client_sa()
-    ours = {"pfs": GROUPS["ecp256"]}
-    secret = World(replace(INITIATOR, **ours), replace(RESPONDER, **ours)).connect().client_sa()
+    group = GROUPS["ecp256"]
+    secret = World(replace(INITIATOR, pfs=group), replace(RESPONDER, pfs=group)).connect().client_sa()
     assert plain.inbound_keymat != secret.inbound_keymat
 
 

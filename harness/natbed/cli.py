@@ -1,0 +1,165 @@
+"""`natbed run | shell | doctor`."""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from .runner import RunOptions
+    from .scenario import Scenario
+
+app = typer.Typer(
+    name="natbed",
+    help="Builds NAT scenarios from network namespaces and real iptables NATs, runs an IPsec implementation on every "
+    "host, and says with evidence whether it connects and how fast it is.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+PASSED, FAILED, LAB_BROKEN, INTERRUPTED = 0, 1, 3, 130  # exit codes; 2 is a command line that makes no sense
+
+ScenarioName = Annotated[str, typer.Argument(metavar="SCENARIO", help="a scenario's letter, as in topologies/: A")]
+Clients = Annotated[int, typer.Option(min=1, max=14, help="clients behind the NAT")]
+Nat = Annotated[str, typer.Option(help="what the NAT does: masquerade, or routed for none")]
+IkeSuite = Annotated[str, typer.Option("--ike", help="the phase 1 suite")]
+EspSuite = Annotated[str, typer.Option("--esp", help="the ESP suite")]
+Pfs = Annotated[str, typer.Option(help="the group of Quick Mode, or none")]
+Encapsulation = Annotated[str, typer.Option(help="ESP in UDP: auto, always or never")]
+
+
+@app.command()
+def run(
+    scenario: ScenarioName,
+    clients: Clients = 2,
+    nat: Nat = "masquerade",
+    ike: IkeSuite = "aes128-sha256-ecp256",
+    esp: EspSuite = "aes128gcm16",
+    pfs: Pfs = "ecp256",
+    encapsulation: Encapsulation = "auto",
+    seconds: Annotated[int, typer.Option(min=0, max=600, help="length of each iperf3 measurement; 0: none")] = 2,
+    results: Annotated[pathlib.Path | None, typer.Option(help="where evidence goes; default: results/")] = None,
+) -> None:
+    """Run a scenario end to end and judge it. Exit code 0: passed, 1: failed, 3: the lab itself was broken."""
+    found = _find(scenario)
+    options = _options(clients, nat, ike, esp, pfs, encapsulation, seconds, results)
+    _isolate()
+    from .results.store import StoreError
+    from .screen import Screen
+
+    screen = Screen()
+    try:
+        code = screen.run(found, options)
+    except StoreError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        typer.echo("natbed: interrupted; everything is taken down", err=True)
+        code = INTERRUPTED
+    raise typer.Exit(code)
+
+
+@app.command()
+def shell(
+    scenario: ScenarioName,
+    clients: Clients = 2,
+    nat: Nat = "masquerade",
+    ike: IkeSuite = "aes128-sha256-ecp256",
+    esp: EspSuite = "aes128gcm16",
+    pfs: Pfs = "ecp256",
+    encapsulation: Encapsulation = "auto",
+) -> None:
+    """Bring a scenario's network and tunnels up and open Mininet's command line on it."""
+    found = _find(scenario)
+    options = _options(clients, nat, ike, esp, pfs, encapsulation, 0, None)
+    _isolate()
+    from .results.store import StoreError
+    from .screen import Screen
+
+    try:
+        Screen().shell(found, options)
+    except StoreError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has and what it lacks, found by trying. Exit code 1 if something needed is missing."""
+    from .doctor import run_doctor
+    from .screen import doctor_table, print_table
+
+    findings = run_doctor()
+    print_table(doctor_table(findings))
+    missing = [finding.name for finding in findings if finding.needed and not finding.ok]
+    if missing:
+        _fail(f"needed and missing: {', '.join(missing)}")
+
+
+def _find(name: str) -> type[Scenario]:
+    from .scenario import ScenarioError, find
+
+    try:
+        return find(name)
+    except ScenarioError as error:
+        _fail(str(error))
+
+
+def _options(
+    clients: int,
+    nat: str,
+    ike: str,
+    esp: str,
+    pfs: str,
+    encapsulation: str,
+    seconds: int,
+    results: pathlib.Path | None,
+) -> RunOptions:
+    from .nat.presets import PRESETS
+    from .results.store import default_folder
+    from .runner import RunOptions
+    from .settings import Protection
+
+    if nat not in PRESETS:
+        raise typer.BadParameter(f"{nat!r}; there are {', '.join(PRESETS)}", param_hint="--nat")
+    if encapsulation not in ("auto", "always", "never"):
+        raise typer.BadParameter(f"{encapsulation!r}; there are auto, always, never", param_hint="--encapsulation")
+    protection = Protection(ike, esp, pfs, encapsulation)
+    return RunOptions(clients, PRESETS[nat], protection, seconds, results or default_folder())
+
+
+def _isolate() -> None:
+    """Before anything starts a thread: rich's progress and the nodes would stay outside."""
+    from .isolation import IsolationError, isolate
+
+    try:
+        isolate()
+    except IsolationError as error:
+        _fail(str(error))
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(f"natbed: {message}", err=True)
+    raise typer.Exit(FAILED)
+
+
+def run_command(letter: str, arguments: list[str]) -> int:
+    """`natbed run LETTER ARGUMENTS`; returns the exit code."""
+    try:
+        app(["run", letter, *arguments], prog_name=pathlib.Path(sys.argv[0]).name)
+    except SystemExit as stopped:
+        return stopped.code if isinstance(stopped.code, int) else FAILED
+    return PASSED
+
+
+def main() -> None:
+    """The program's entry point."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

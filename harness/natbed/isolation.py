@@ -1,0 +1,194 @@
+"""Private namespaces: `isolate()` for a whole process, `NamespaceThread` for one node of a lab."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import pathlib
+import queue
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+# linux/sched.h
+CLONE_NEWNS = 0x00020000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWNET = 0x40000000
+
+# linux/mount.h
+MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_PRIVATE = 2, 4, 8, 0x4000, 0x40000
+
+# linux/sockios.h, linux/if.h
+SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_runtime_directory: pathlib.Path | None = None  # set once this process is isolated
+
+
+class IsolationError(Exception):
+    """This process or thread cannot get namespaces of its own; the message is one line that says why."""
+
+
+def isolate() -> None:
+    """Put this process into network, mount and UTS namespaces of its own; once, further calls do nothing.
+
+    Call it early, while the process has one thread: other threads would stay outside. Raises `IsolationError`.
+    """
+    global _runtime_directory
+    if _runtime_directory is not None:
+        return
+    threads = len(os.listdir("/proc/self/task"))  # noqa: PTH208 - names are enough
+    if threads != 1:
+        raise IsolationError(f"cannot isolate: the process has {threads} threads already, isolate() must come first")
+    _enter_private_namespaces()
+    _mount("none", "/", "", MS_REC | MS_PRIVATE)
+    # sysfs shows the network namespace that it was mounted in: the old one would list the machine's interfaces.
+    _mount("sysfs", "/sys", "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    _mount("tmpfs", "/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
+    raise_loopback()
+    directory = pathlib.Path("/run/natbed")
+    directory.mkdir()
+    _runtime_directory = directory
+
+
+def isolated() -> bool:
+    """Whether `isolate()` has succeeded in this process."""
+    return _runtime_directory is not None
+
+
+def runtime_directory() -> pathlib.Path:
+    """The run's own directory for sockets, in a tmpfs that no other run sees. Before isolate(): `IsolationError`."""
+    if _runtime_directory is None:
+        raise IsolationError("there is no runtime directory before isolate()")
+    return _runtime_directory
+
+
+def _enter_private_namespaces() -> None:
+    """The one place that decides how a process gets its namespaces: as root directly."""
+    unshare(CLONE_NEWNET | CLONE_NEWNS | CLONE_NEWUTS)
+
+
+def unshare(flags: int) -> None:
+    """unshare(2) for the calling thread. Raises `IsolationError`."""
+    if _libc.unshare(ctypes.c_int(flags)) != 0:
+        _fail("cannot make private namespaces")
+
+
+def _mount(source: str, target: str, kind: str, flags: int, options: str = "") -> None:
+    arguments = (source.encode(), target.encode(), kind.encode(), ctypes.c_ulong(flags), options.encode())
+    if _libc.mount(*arguments) != 0:
+        _fail(f"cannot mount {kind or 'private'} on {target}")
+
+
+def _fail(what: str) -> None:
+    number = ctypes.get_errno()
+    advice = ": run as root" if number == errno.EPERM else ""
+    raise IsolationError(f"{what}: {os.strerror(number)}{advice}")
+
+
+def raise_loopback() -> None:
+    """Bring `lo` up in the calling thread's network namespace, as `ip link set lo up` does."""
+    request = struct.Struct("16sH14x")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        _, flags = request.unpack(fcntl.ioctl(control, SIOCGIFFLAGS, request.pack(b"lo", 0)))
+        fcntl.ioctl(control, SIOCSIFFLAGS, request.pack(b"lo", flags | IFF_UP))
+
+
+class _Call:
+    """One function on its way through a thread, and what came of it."""
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self.function = function
+        self.done = threading.Event()
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self.result = self.function()
+        except BaseException as error:  # the caller's: raised there
+            self.error = error
+        finally:
+            self.done.set()
+
+
+class NamespaceThread:
+    """A thread with network and UTS namespaces of its own that runs functions given to it, one after another.
+
+    The namespaces live as long as the thread, its children, and `namespace_fd`. Raises `IsolationError`.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.namespace_fd = -1
+        self.inode = 0  # of the network namespace: what /proc/PID/ns/net of its inhabitants shows
+        self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
+        self._closed = False
+        # A daemon, so that a harness that forgot to end its lab can still exit.
+        self._thread = threading.Thread(target=self._serve, name=f"node {name}", daemon=True)
+        self._thread.start()
+        try:
+            self.call(self._enter)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def open(self) -> bool:
+        """Whether functions can still be given to it."""
+        return not self._closed
+
+    def here(self) -> bool:
+        """Whether the calling thread is this one."""
+        return threading.current_thread() is self._thread
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Run `function` inside the namespaces and return its result; what it raises is raised here.
+
+        Functions run one at a time, so keep them short: make a socket here, then use it from any thread.
+        """
+        if self._closed:
+            raise IsolationError(f"{self.name} has ended")
+        call = _Call(function)
+        if self.here():
+            call.run()
+        else:
+            self._calls.put(call)
+            call.done.wait()
+        error, call.error = call.error, None
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error  # the traceback refers to this frame: no cycle
+        result: T = call.result
+        return result
+
+    def close(self) -> None:
+        """End the thread and wait for its end; further calls do nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        self._calls.put(None)
+        self._thread.join()
+        if self.namespace_fd >= 0:
+            os.close(self.namespace_fd)
+            self.namespace_fd = -1
+
+    def _enter(self) -> None:
+        unshare(CLONE_NEWNET | CLONE_NEWUTS)
+        socket.sethostname(self.name)
+        raise_loopback()
+        self.namespace_fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        self.inode = os.fstat(self.namespace_fd).st_ino
+
+    def _serve(self) -> None:
+        while (call := self._calls.get()) is not None:
+            call.run()
+            del call  # nothing may live on, while this thread waits, because of what it last ran

@@ -1,0 +1,94 @@
+"""A profile as iptables rules: the text, and how it gets into a NAT and is found there."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from .profile import Kind, NatProfile
+
+
+class NatError(Exception):
+    """The NAT does not have the rules that its profile asks for: a broken lab."""
+
+
+class RulesTarget(Protocol):
+    """What rules are put into: a node."""
+
+    name: str
+
+    def run(self, argv: Sequence[str], *, input: str | None = None) -> subprocess.CompletedProcess[str]:
+        """Run a program to its end; raise when its exit code is not 0."""
+        ...
+
+    def sysctl(self, settings: Mapping[str, object]) -> None:
+        """Write and read back settings."""
+        ...
+
+
+def render(profile: NatProfile, wan: str, lan: str) -> str:
+    """The input of iptables-restore that makes a router with these two interfaces the NAT of the profile.
+
+    A plain router gets no `nat` table at all, and so no connection tracking.
+    """
+    if profile.kind is Kind.NONE:
+        return _table("filter", ("INPUT", "FORWARD", "OUTPUT"))
+    return _table(
+        "nat",
+        ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"),
+        f"-A POSTROUTING -o {wan} -j MASQUERADE",
+    ) + _table(
+        "filter",
+        ("INPUT", "FORWARD", "OUTPUT"),
+        # A packet to a mapping that has expired is for the NAT itself: answered, it would leave a conntrack entry
+        # that takes the client's port away. Devices drop it.
+        f"-A INPUT -i {wan} -p udp -m conntrack --ctstate NEW -j DROP",
+        f"-A FORWARD -i {wan} -o {lan} -m conntrack --ctstate NEW -j DROP",
+    )
+
+
+def _table(name: str, chains: Sequence[str], *rules: str) -> str:
+    return "\n".join((f"*{name}", *(f":{chain} ACCEPT [0:0]" for chain in chains), *rules, "COMMIT", ""))
+
+
+def settings(profile: NatProfile) -> dict[str, int]:
+    """The sysctl settings of a NAT: its timeouts in seconds, and that conntrack tells of births and deaths."""
+    if profile.kind is Kind.NONE:
+        return {}
+    return {
+        "net.netfilter.nf_conntrack_udp_timeout": profile.udp_timeout,
+        "net.netfilter.nf_conntrack_udp_timeout_stream": profile.udp_timeout_stream,
+        "net.netfilter.nf_conntrack_events": 1,
+        "net.netfilter.nf_conntrack_timestamp": 1,
+    }
+
+
+def apply(node: RulesTarget, profile: NatProfile, wan: str, lan: str) -> None:
+    """Make `node` the NAT of the profile, and see that it is. Raises `NatError`, or the node's own errors."""
+    text = render(profile, wan, lan)
+    node.run(["iptables-restore"], input=text)
+    verify(node, text)
+    node.sysctl(settings(profile))  # after the rules: where conntrack is a module, they load it
+
+
+def verify(node: RulesTarget, text: str) -> None:
+    """See that exactly the rules of `text` are in the node, no more and no fewer. Raises `NatError`."""
+    asked = rules_of(text)
+    found = rules_of(node.run(["iptables-save"]).stdout)
+    if asked != found:
+        missing = [rule for rule in asked if rule not in found]
+        foreign = [rule for rule in found if rule not in asked]
+        raise NatError(f"{node.name}: rules missing: {missing or 'none'}; not asked for: {foreign or 'none'}")
+
+
+def rules_of(text: str) -> list[str]:
+    """The rules in iptables-save's format, each behind its table, in an order that does not depend on the tables'."""
+    rules: list[str] = []
+    table = ""
+    for line in text.splitlines():
+        if line.startswith("*"):
+            table = line[1:]
+        elif line.startswith("-A"):
+            rules.append(f"{table}: {line.strip()}")
+    return sorted(rules)  # MASQUERADE and the two DROP rules commute

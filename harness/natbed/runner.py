@@ -1,0 +1,280 @@
+"""One run of one scenario: network up, implementations started, tunnels up, checks, evidence, everything down."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import importlib.metadata
+import pathlib
+import platform
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from .capture import Capture, CaptureError
+from .checks import PATTERN, CheckResult, Verdict
+from .checks.connectivity import Pair, check_connectivity
+from .checks.discovery import TunnelView, check_discovery, mapped_ports
+from .checks.throughput import IperfPath, measure
+from .checks.wire import WireExpectation, audit_wire
+from .conntrack import ConntrackError, ConntrackEvents, Mapping, udp_mappings
+from .isolation import IsolationError
+from .lab import Lab, LabError
+from .link import LinkError
+from .nat import presets
+from .nat.profile import Kind, NatProfile
+from .nat.selfcheck import check_translation
+from .node import NodeError
+from .process import CommandFailed
+from .results import store
+from .results.record import ClientRecord, HostRecord, RunRecord
+from .results.summary import client_records
+from .scenario import Scenario, Tunnel
+from .settings import Protection, host_settings
+from .stacks.base import Daemon, Stack, StackError, TunnelStatus
+from .stacks.espthrunat import EspThruNat
+
+UP_SECONDS = 40.0
+LAB_ERRORS = (LabError, LinkError, NodeError, CommandFailed, IsolationError, CaptureError, ConntrackError)
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What may be varied about a run."""
+
+    clients: int = 2
+    nat: NatProfile = presets.MASQUERADE
+    protection: Protection = field(default_factory=Protection)
+    seconds: int = 2  # of each iperf3 measurement; 0 leaves throughput out
+    results: pathlib.Path = field(default_factory=store.default_folder)
+
+
+Progress = Callable[[str], None]
+
+
+class Run:
+    """The state of one run; `execute` takes it from nothing to a record and back to nothing."""
+
+    def __init__(
+        self, scenario: type[Scenario], options: RunOptions, progress: Progress, stack: Stack | None = None
+    ) -> None:
+        self.options = options
+        self.stack = stack or EspThruNat()
+        self.scenario = scenario(clients=options.clients, nat=options.nat)
+        self.started = datetime.datetime.now().astimezone()
+        self.folder = store.new_evidence(options.results, scenario.letter, self.started)
+        self.lab = Lab(self.scenario)
+        self.checks: list[CheckResult] = []
+        self.hosts: list[HostRecord] = []
+        self.connect_seconds: dict[str, float] = {}
+        self.views: list[TunnelView] = []
+        self.mappings: list[Mapping] = []
+        self._progress = progress
+
+    def execute(self) -> RunRecord:
+        """Run it all. Whatever goes wrong ends as a verdict; only an interrupt is raised."""
+        begin = time.monotonic()
+        try:
+            self._progress("building the network")
+            with self.lab:
+                self._in_lab()
+        except StackError as error:
+            self._add(Verdict.FAILED, self.stack.name, str(error))
+        except LAB_ERRORS as error:
+            self._add(Verdict.LAB_BROKEN, "lab", str(error))
+        record = self._record(time.monotonic() - begin)
+        store.save(self.folder, record)
+        return record
+
+    def _in_lab(self) -> None:
+        if not self._nats_prove_themselves():
+            return
+        with contextlib.ExitStack() as stack:
+            captures = stack.enter_context(self._watching())
+            daemons = stack.enter_context(self.daemons())
+            self._progress("bringing the tunnels up")
+            self.connect(daemons)
+            self._discover(daemons)
+            self._progress("checking connectivity, both clients at once")
+            self.checks.append(self._connectivity())
+            for capture in captures:
+                capture.stop()
+            self._throughput()
+            self._measure_hosts(daemons)
+        self._progress("auditing the wire")
+        self._audit(captures)
+
+    # the parts, in their order
+
+    def _nats_prove_themselves(self) -> bool:
+        clients = [(self.lab[name], self.lab.host(name).address) for name in self.scenario.clients]
+        server = self.lab.host(self.scenario.servers[0])
+        translated = [nat.public_address for nat in self.lab.nats if nat.profile.kind is not Kind.NONE]
+        result = check_translation(clients, server, server.address, translated[0] if translated else None)
+        self.checks.append(result)
+        return result.passed
+
+    @contextlib.contextmanager
+    def _watching(self) -> Iterator[list[Capture]]:
+        """Captures on every NAT's public side, and its conntrack events; all are listening before the block begins."""
+        with contextlib.ExitStack() as stack:
+            captures = []
+            for nat in self.lab.nats:
+                stack.enter_context(ConntrackEvents(nat, self.folder / f"{nat.name}-conntrack.txt"))
+                captures.append(stack.enter_context(Capture(nat, nat.wan, self.folder / f"{nat.name}-public.pcap")))
+            yield captures
+
+    @contextlib.contextmanager
+    def daemons(self) -> Iterator[dict[str, Daemon]]:
+        """The implementation on every host with a tunnel; stopped in order at the end, which is checked too."""
+        settings = host_settings(self.scenario, self.options.protection)
+        running: dict[str, Daemon] = {}
+        self._progress(f"starting {self.stack.name} on {len(settings)} hosts")
+        try:
+            for name, host in settings.items():
+                running[name] = self.stack.start(self.lab[name], host, self.folder / name)
+            yield running
+        except BaseException:
+            for daemon in running.values():
+                with contextlib.suppress(StackError):
+                    daemon.stop()
+            raise
+        problems = []
+        for daemon in reversed(running.values()):
+            try:
+                daemon.stop()
+            except StackError as error:
+                problems.append(str(error))
+        if problems:
+            raise StackError("; ".join(problems))
+
+    def connect(self, daemons: dict[str, Daemon]) -> None:
+        """Bring all tunnels up at once. Raises StackError with the first reason why one does not come up."""
+        tunnels = self.scenario.tunnels()
+        with ThreadPoolExecutor(len(tunnels)) as pool:
+            waiting = {t.name: pool.submit(daemons[t.initiator].up, t.name, UP_SECONDS) for t in tunnels}
+        self.connect_seconds = {name: future.result() for name, future in waiting.items()}
+
+    def _discover(self, daemons: dict[str, Daemon]) -> None:
+        statuses = {name: {s.name: s for s in daemon.status()} for name, daemon in daemons.items()}
+        self.views = [self._view(tunnel, statuses) for tunnel in self.scenario.tunnels()]
+        translating = [nat for nat in self.lab.nats if nat.profile.kind is not Kind.NONE]
+        self.mappings = [mapping for nat in translating for mapping in udp_mappings(nat)]
+        server = self.lab.host(self.scenario.servers[0]).address
+        self.checks.append(check_discovery(self.views, self.mappings, server, nat=bool(translating)))
+
+    def _view(self, tunnel: Tunnel, statuses: dict[str, dict[str, TunnelStatus]]) -> TunnelView:
+        return TunnelView(
+            client=tunnel.initiator,
+            inside=self.lab.host(tunnel.initiator).address,
+            initiator=statuses[tunnel.initiator].get(tunnel.name),
+            responder=statuses[tunnel.responder].get(tunnel.name),
+        )
+
+    def _connectivity(self) -> CheckResult:
+        pairs = []
+        for tunnel in self.scenario.tunnels():
+            client, server = self.lab.host(tunnel.initiator), self.lab.host(tunnel.responder)
+            pairs.append(Pair(client, server, _address(client.protected), _address(server.protected)))
+        return check_connectivity(pairs)
+
+    def _throughput(self) -> None:
+        if not self.options.seconds:
+            return
+        for tunnel in self.scenario.tunnels():
+            client, server = self.lab.host(tunnel.initiator), self.lab.host(tunnel.responder)
+            self._progress(f"measuring throughput of {client.name}: tunnel and plain, forward and reverse")
+            through = IperfPath(client, server, _address(client.protected), _address(server.protected))
+            plain = IperfPath(client, server, client.address, server.address)
+            name = f"throughput {client.name}"
+            self.checks.append(measure(through, plain, name=name, duration=self.options.seconds))
+
+    def _measure_hosts(self, daemons: dict[str, Daemon]) -> None:
+        for name, daemon in daemons.items():
+            ready, memory = round(daemon.ready_seconds * 1000, 1), round(daemon.memory() / 1e6, 1)
+            self.hosts.append(HostRecord(name=name, ready_milliseconds=ready, memory_megabytes=memory))
+
+    def _audit(self, captures: list[Capture]) -> None:
+        server = self.lab.host(self.scenario.servers[0])
+        keys = [self.folder / name / "keys" for name in self.scenario.hosts_planned]
+        for nat, capture in zip(self.lab.nats, captures, strict=True):
+            clients = {tunnel.initiator for tunnel in self.scenario.tunnels()}
+            if nat.profile.kind is Kind.NONE:
+                peers = {(self.lab.host(name).address, 500) for name in clients}
+            else:
+                ports = mapped_ports(self.mappings, server.address)
+                peers = {(nat.public_address, port) for port in ports.values()}
+            in_udp = any(view.initiator and view.initiator.encapsulation == "udp" for view in self.views)
+            expected = WireExpectation(
+                server=(server.address, 500),
+                peers=frozenset(peers),
+                protected=tuple(
+                    (self.lab.host(t.initiator).protected, self.lab.host(t.responder).protected)
+                    for t in self.scenario.tunnels()
+                ),
+                encapsulation="udp" if in_udp else "none",
+                pattern=PATTERN,
+            )
+            profile = self.folder / f"{nat.name}-wireshark"
+            self.checks.append(audit_wire(capture.path, keys, expected, profile=profile, summary=capture.summary))
+
+    # the record
+
+    def _add(self, verdict: Verdict, name: str, reason: str) -> None:
+        self.checks.append(CheckResult(name=name, verdict=verdict, reason=reason))
+
+    def _clients(self) -> list[ClientRecord]:
+        return client_records(
+            [tunnel.initiator for tunnel in self.scenario.tunnels()],
+            {view.client: view for view in self.views},
+            {
+                t.initiator: self.connect_seconds[t.name]
+                for t in self.scenario.tunnels()
+                if t.name in self.connect_seconds
+            },
+            self.checks,
+        )
+
+    def _record(self, seconds: float) -> RunRecord:
+        verdict, reason = conclude(self.checks)
+        return RunRecord(
+            scenario=self.scenario.letter,
+            title=self.scenario.title,
+            started=self.started.isoformat(timespec="milliseconds"),
+            nat=self.options.nat.name,
+            stack=self.stack.name,
+            verdict=verdict,
+            reason=reason,
+            seconds=round(seconds, 3),
+            build_milliseconds=round(self.lab.build_seconds * 1000, 1),
+            teardown_milliseconds=round(self.lab.teardown_seconds * 1000, 1),
+            clients=self._clients(),
+            hosts=self.hosts,
+            checks=self.checks,
+            evidence=sorted(str(f.relative_to(self.folder)) for f in self.folder.rglob("*") if f.is_file()),
+            kernel=platform.release(),
+            version=importlib.metadata.version("natbed"),
+        )
+
+
+def conclude(checks: list[CheckResult]) -> tuple[Verdict, str]:
+    """The run's verdict: failed if anything failed, broken if the lab was, passed only if every check passed."""
+    for verdict in (Verdict.FAILED, Verdict.LAB_BROKEN):
+        for check in checks:
+            if check.verdict is verdict:
+                return verdict, f"{check.name}: {check.reason}"
+    if not checks:
+        return Verdict.LAB_BROKEN, "nothing was checked"
+    return Verdict.PASSED, "all checks passed"
+
+
+def _address(network: str) -> str:
+    return network.partition("/")[0]
+
+
+def run_scenario(scenario: type[Scenario], argv: list[str]) -> int:
+    """`python topologies/a.py`: the same as `natbed run A` with these arguments; returns the exit code."""
+    from .cli import run_command
+
+    return run_command(scenario.letter, argv)

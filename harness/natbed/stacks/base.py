@@ -1,0 +1,80 @@
+"""What natbed asks of any implementation: start on a host, bring tunnels up, tell what it knows, stop."""
+
+from __future__ import annotations
+
+import pathlib
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import msgspec
+
+from natbed.checks import NodeLike
+
+
+class StackError(Exception):
+    """An implementation that did not start, answer or connect; the message is one line that says what it last said."""
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelSettings:
+    """One tunnel from one host's point of view. `peer_address` is None where the peer may come from anywhere."""
+
+    name: str
+    peer_address: str | None
+    peer_identity: str
+    secret: str = field(repr=False)
+    local_network: str
+    remote_network: str
+    ike_suite: str = "aes128-sha256-ecp256"
+    esp_suite: str = "aes128gcm16"
+    pfs: str = "ecp256"
+    encapsulation: str = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class HostSettings:
+    """One host: where it is, who it is, and its tunnels."""
+
+    address: str
+    identity: str
+    tunnels: tuple[TunnelSettings, ...]
+
+
+class TunnelStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What one end says about one tunnel. `nat` is None while it does not know."""
+
+    name: str
+    remote: tuple[str, int]
+    nat: bool | None
+    encapsulation: str
+    inbound_spi: str
+    outbound_spi: str
+    suite: str
+
+
+class Daemon(Protocol):
+    """A running implementation on one host."""
+
+    ready_seconds: float  # from its start until it could be asked
+    pids: tuple[int, ...]
+
+    def up(self, tunnel: str, timeout: float) -> float:
+        """Bring a tunnel up; the seconds that took. Raises StackError with the implementation's reason."""
+
+    def status(self) -> list[TunnelStatus]:
+        """Every tunnel that is up."""
+
+    def memory(self) -> int:
+        """Octets of resident memory of all its processes together."""
+
+    def stop(self) -> None:
+        """End it in order. Raises StackError when it had to be killed or ended badly."""
+
+
+class Stack(Protocol):
+    """An implementation that can be run on hosts."""
+
+    name: str
+
+    def start(self, node: NodeLike, settings: HostSettings, evidence: pathlib.Path) -> Daemon:
+        """Start it on a host and wait until it can be asked; its logs and key logs go to `evidence`."""

@@ -1,0 +1,221 @@
+"""The bundled implementation, started as a program and asked through its control socket."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import time
+from typing import Any
+
+import msgspec
+
+from natbed.checks import NodeLike
+
+from ..isolation import runtime_directory
+from .base import HostSettings, StackError, TunnelSettings, TunnelStatus
+
+READY_SECONDS = 10.0
+STOP_SECONDS = 5.0
+_POLL = 0.002  # seconds between looks for the socket; a file that is not there yet cannot be waited on
+
+
+class _SaStatus(msgspec.Struct):
+    connection: str
+    remote: str
+    remote_port: int
+    inbound_spi: str
+    outbound_spi: str
+    suite: str
+    encapsulation: str
+
+
+class _IkeSaStatus(msgspec.Struct):
+    connection: str
+    remote: str
+    remote_port: int
+    established: bool
+    nat: str
+
+
+class _Status(msgspec.Struct):
+    sas: list[_SaStatus]
+    ike_sas: list[_IkeSaStatus]
+
+
+class _Up(msgspec.Struct):
+    seconds: float
+
+
+class EspThruNat:
+    """`espthrunat run` on every host."""
+
+    name = "espthrunat"
+
+    def start(self, node: NodeLike, settings: HostSettings, evidence: pathlib.Path) -> EspThruNatDaemon:
+        """Start it on a host and wait until it can be asked; its logs and key logs go to `evidence`."""
+        return EspThruNatDaemon(node, settings, evidence)
+
+
+class EspThruNatDaemon:
+    """One running daemon with its data plane."""
+
+    def __init__(self, node: NodeLike, settings: HostSettings, evidence: pathlib.Path) -> None:
+        evidence.mkdir(parents=True, exist_ok=True)
+        self._node = node
+        self._control = runtime_directory() / f"{node.name}.sock"
+        self._log = evidence / "espthrunat.log"
+        config = evidence / "espthrunat.toml"
+        descriptor = os.open(config, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(_toml(settings, self._control))
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+        started = time.monotonic()
+        with self._log.open("wb") as log:
+            self._process = node.popen(
+                [sys.executable, "-m", "espthrunat", "run", str(config), "--keylog", str(evidence / "keys")],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+            )
+        try:
+            self._await_ready(started)
+        except BaseException:
+            self._process.kill()
+            self._process.wait()
+            raise
+        self.ready_seconds = time.monotonic() - started
+        self.pids = (self._process.pid, *_children(self._process.pid))
+
+    def up(self, tunnel: str, timeout: float) -> float:
+        """Bring a tunnel up; the seconds that took. Raises StackError with the implementation's reason."""
+        return msgspec.convert(self._ask("up", timeout, connection=tunnel), _Up).seconds
+
+    def status(self) -> list[TunnelStatus]:
+        """Every tunnel that is up."""
+        status = msgspec.convert(self._ask("status", 5.0), _Status)
+        nat = {
+            (sa.remote, sa.remote_port): {"detected": True, "none": False}.get(sa.nat)
+            for sa in status.ike_sas
+            if sa.established
+        }
+        return [
+            TunnelStatus(
+                name=sa.connection,
+                remote=(sa.remote, sa.remote_port),
+                nat=nat.get((sa.remote, sa.remote_port)),
+                encapsulation=sa.encapsulation,
+                inbound_spi=sa.inbound_spi,
+                outbound_spi=sa.outbound_spi,
+                suite=sa.suite,
+            )
+            for sa in status.sas
+        ]
+
+    def stats(self) -> dict[str, Any]:
+        """What the data plane has counted."""
+        return self._ask("stats", 5.0)
+
+    def memory(self) -> int:
+        """Octets of resident memory of both processes together; pages that both share count twice."""
+        return sum(_resident(pid) for pid in self.pids)
+
+    def stop(self) -> None:
+        """End it in order. Raises StackError when it had to be killed or ended badly."""
+        self._process.terminate()
+        try:
+            code = self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+            raise StackError(f"{self._node.name}: espthrunat did not stop within {STOP_SECONDS:g} s") from None
+        if code:
+            raise StackError(f"{self._node.name}: espthrunat ended with code {code}: {self._last_words()}")
+        if "Traceback" in self._log.read_text(errors="replace"):
+            raise StackError(f"{self._node.name}: espthrunat logged a traceback, see {self._log}")
+
+    def _await_ready(self, started: float) -> None:
+        last = "no control socket"
+        while time.monotonic() - started < READY_SECONDS:
+            if self._process.poll() is not None:
+                raise StackError(f"{self._node.name}: espthrunat did not start: {self._last_words()}")
+            if self._control.exists():
+                try:
+                    self._ask("status", 1.0)
+                except StackError as error:
+                    last = str(error)
+                else:
+                    return
+            time.sleep(_POLL)
+        raise StackError(f"{self._node.name}: espthrunat is not ready after {READY_SECONDS:g} s: {last}")
+
+    def _ask(self, command: str, timeout: float, **arguments: str) -> dict[str, Any]:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(timeout)
+            try:
+                connection.connect(str(self._control))
+                connection.sendall(msgspec.json.encode({"command": command, **arguments}) + b"\n")
+                with connection.makefile("rb") as lines:
+                    line = lines.readline()
+            except OSError as error:
+                raise StackError(f"{self._node.name}: {command}: {error or type(error).__name__}") from error
+        if not line:
+            raise StackError(f"{self._node.name}: {command}: the daemon has ended: {self._last_words()}")
+        answer: dict[str, Any] = msgspec.json.decode(line)
+        if not answer.pop("ok"):
+            raise StackError(f"{self._node.name}: {answer['error']}")
+        return answer
+
+    def _last_words(self) -> str:
+        lines = self._log.read_text(errors="replace").strip().splitlines()
+        return lines[-1] if lines else "it logged nothing"
+
+
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):
+            found += [int(child) for child in (task / "children").read_text().split()]
+    return found
+
+
+def _resident(pid: int) -> int:
+    for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _quoted(text: str) -> str:
+    return msgspec.json.encode(text).decode()  # JSON's strings are TOML's basic strings
+
+
+def _toml(settings: HostSettings, control: pathlib.Path) -> str:
+    lines = [
+        "[local]",
+        f"address = {_quoted(settings.address)}",
+        f"identity = {_quoted(settings.identity)}",
+        f"control = {_quoted(str(control))}",
+    ]
+    for tunnel in settings.tunnels:
+        lines += ["", "[[connection]]", *_connection(tunnel)]
+    return "\n".join(lines) + "\n"
+
+
+def _connection(tunnel: TunnelSettings) -> list[str]:
+    return [
+        f"name = {_quoted(tunnel.name)}",
+        f"remote = {_quoted(tunnel.peer_address or 'any')}",
+        f"remote_identity = {_quoted(tunnel.peer_identity)}",
+        f"psk = {_quoted(tunnel.secret)}",
+        f"local_network = {_quoted(tunnel.local_network)}",
+        f"remote_network = {_quoted(tunnel.remote_network)}",
+        f"ike = [{_quoted(tunnel.ike_suite)}]",
+        f"esp = [{_quoted(tunnel.esp_suite)}]",
+        f"pfs = {_quoted(tunnel.pfs)}",
+        f"encapsulation = {_quoted(tunnel.encapsulation)}",
+    ]

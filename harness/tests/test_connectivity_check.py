@@ -1,0 +1,131 @@
+"""Connectivity is judged from both ends, for all clients at once, and a failure says what was last seen."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from natbed.capture import Capture, read_pcap
+from natbed.checks import PATTERN, CheckResult, Verdict, connectivity
+from natbed.checks.connectivity import FlowError, Pair, check_connectivity, parse_ping
+from natbed.node import Node
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+CLIENT, SERVER = ("10.1.0.1", "10.1.0.2"), ("10.1.0.11", "10.1.0.12")
+
+
+@pytest.fixture
+def nodes() -> Iterator[tuple[Node, Node]]:
+    client, server = Node("client1"), Node("server")
+    namespace = f"/proc/{os.getpid()}/fd/{server.namespace_fd}"
+    client.run(["ip", "link", "add", "wan", "index", "101", "type", "veth", "peer", "name", "wan", "netns", namespace])
+    for node, addresses in ((client, CLIENT), (server, SERVER)):
+        for address in addresses:
+            node.run(["ip", "address", "add", f"{address}/24", "dev", "wan"])
+        node.run(["ip", "link", "set", "wan", "up"])
+    yield client, server
+    client.terminate()
+    server.terminate()
+
+
+Nodes = tuple[Node, Node]
+
+
+def judge(nodes: Nodes, deadline: float = 5.0) -> CheckResult:
+    pairs = [Pair(*nodes, client, server) for client, server in zip(CLIENT, SERVER, strict=True)]
+    return check_connectivity(pairs, deadline=deadline, pings=5)
+
+
+def flows(result: CheckResult, kind: str) -> list[dict[str, Any]]:
+    return [flow for flow in result.details["flows"] if flow["kind"] == kind]
+
+
+def test_everything_passes_on_a_clear_path(nodes: Nodes, tmp_path: Path) -> None:
+    with Capture(nodes[1], "wan", tmp_path / "wan.pcap"):
+        result = judge(nodes)
+    assert (result.verdict, result.reason[:15]) == (Verdict.PASSED, "12 flows passed")
+    assert [flow["octets"] for flow in flows(result, "tcp")] == [256 << 10] * 4
+    assert all(flow["rtt"]["max"] > 0 for flow in flows(result, "ping"))
+    frames = [frame.data for frame in read_pcap(tmp_path / "wan.pcap") if frame.data[12:14] == b"\x08\x00"]
+    for protocol in (1, 6, 17):  # each shows the pattern, and between the addresses of its pair only
+        carrying = [frame for frame in frames if frame[23] == protocol and PATTERN in frame]
+        ends = {tuple(sorted((frame[29], frame[33]))) for frame in carrying}
+        assert ends == {(1, 11), (2, 12)}
+
+
+@pytest.mark.parametrize(
+    ("protocol", "kind", "seen"),
+    [
+        ("icmp", "ping", "0 of 5 pings were answered"),
+        ("tcp", "tcp", "no connection"),
+        ("udp", "udp", "did not arrive"),
+    ],
+)
+def test_one_lost_protocol_fails_and_says_what_was_seen(nodes: Nodes, protocol: str, kind: str, seen: str) -> None:
+    nodes[1].run(["iptables", "-A", "INPUT", "-p", protocol, "-d", SERVER[1], "-j", "DROP"])
+    result = judge(nodes, deadline=1.0)
+    assert result.verdict is Verdict.FAILED
+    assert seen in result.reason
+    assert {flow["kind"] for flow in result.details["flows"] if not flow["passed"]} == {kind}
+    assert all(SERVER[1] in flow["path"] for flow in result.details["flows"] if not flow["passed"])
+
+
+def test_a_connection_that_stalls_says_how_far_it_came(nodes: Nodes) -> None:
+    rule = f"iptables -A INPUT -p tcp -d {CLIENT[0]} -m length --length 1000:65535 -j DROP"
+    nodes[0].run(rule.split())
+    started = time.monotonic()
+    result = judge(nodes, deadline=1.0)
+    assert time.monotonic() - started < 4
+    assert result.verdict is Verdict.FAILED
+    assert f"of {256 << 10} octets came back" in result.reason
+
+
+def test_answers_from_another_address_do_not_count(nodes: Nodes) -> None:
+    """A NAT that rewrites what the tunnel should carry untouched."""
+    rule = f"iptables -t nat -A POSTROUTING -s {CLIENT[0]} -j SNAT --to-source {CLIENT[1]}"
+    nodes[0].run(rule.split())
+    result = judge(nodes, deadline=1.0)
+    assert result.verdict is Verdict.FAILED
+    assert {flow["kind"] for flow in result.details["flows"] if not flow["passed"]} == {"tcp", "udp"}
+
+
+def test_an_echo_that_differs_in_one_octet_fails(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    def damage(listener: socket.socket, expected_peer: str, until: float) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.settimeout(5)
+            while part := connection.recv(1 << 16):
+                connection.sendall(bytes([part[0] ^ 1]) + part[1:])
+
+    monkeypatch.setattr(connectivity, "_serve_tcp", damage)
+    result = judge(nodes)
+    assert result.verdict is Verdict.FAILED
+    assert "but not those that were sent" in result.reason
+
+
+def test_an_address_that_no_node_has_is_a_broken_lab(nodes: Nodes) -> None:
+    result = check_connectivity([Pair(*nodes, "10.9.9.9", SERVER[0])], deadline=1.0, pings=2)
+    assert result.verdict is Verdict.LAB_BROKEN
+    assert "10.9.9.9" in result.reason
+
+
+def test_nothing_to_check_proves_nothing() -> None:
+    assert check_connectivity([]).verdict is Verdict.LAB_BROKEN
+
+
+def test_ping_losses_and_times_are_read() -> None:
+    printed = "10 packets transmitted, 9 received, 10% packet loss, time 9ms\nrtt min/avg/max/mdev = 0.1/0.2/0.3/0.0 ms"
+    assert parse_ping(printed, "", allowed_loss=10)["problem"] == ""
+    assert parse_ping(printed, "") == {
+        "loss_percent": 10.0,
+        "rtt": {"min": 0.1, "average": 0.2, "max": 0.3},
+        "problem": "9 of 10 pings were answered",
+    }
+    with pytest.raises(FlowError, match="unknown host"):
+        parse_ping("", "ping: unknown host")

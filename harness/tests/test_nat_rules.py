@@ -1,0 +1,87 @@
+"""NAT profiles as iptables rules, as text."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+from collections.abc import Mapping, Sequence
+
+import pytest
+from natbed.nat import presets, rules
+from natbed.nat.profile import NatProfile
+
+
+class FakeNode:
+    """Takes rules and shows them again; one may be lost on the way."""
+
+    name = "nat"
+
+    def __init__(self, loses: str = "", has: str = "") -> None:
+        self.loses = loses
+        self.has = has
+        self.text = ""
+        self.settings: dict[str, object] = {}
+
+    def run(self, argv: Sequence[str], *, input: str | None = None) -> subprocess.CompletedProcess[str]:
+        if list(argv) == ["iptables-restore"]:
+            self.text = "\n".join(line for line in (input or "").splitlines() if line != self.loses)
+        return subprocess.CompletedProcess(list(argv), 0, self.has + self.text, "")
+
+    def sysctl(self, settings: Mapping[str, object]) -> None:
+        self.settings.update(settings)
+
+
+def test_masquerade_is_these_rules() -> None:
+    assert rules.render(presets.MASQUERADE, "nat-eth0", "nat-eth1") == (
+        "*nat\n"
+        ":PREROUTING ACCEPT [0:0]\n"
+        ":INPUT ACCEPT [0:0]\n"
+        ":OUTPUT ACCEPT [0:0]\n"
+        ":POSTROUTING ACCEPT [0:0]\n"
+        "-A POSTROUTING -o nat-eth0 -j MASQUERADE\n"
+        "COMMIT\n"
+        "*filter\n"
+        ":INPUT ACCEPT [0:0]\n"
+        ":FORWARD ACCEPT [0:0]\n"
+        ":OUTPUT ACCEPT [0:0]\n"
+        "-A INPUT -i nat-eth0 -p udp -m conntrack --ctstate NEW -j DROP\n"
+        "-A FORWARD -i nat-eth0 -o nat-eth1 -m conntrack --ctstate NEW -j DROP\n"
+        "COMMIT\n"
+    )
+
+
+def test_a_router_translates_filters_and_tracks_nothing() -> None:
+    text = rules.render(presets.ROUTED, "nat-eth0", "nat-eth1")
+    assert rules.rules_of(text) == []
+    assert "*nat" not in text
+    assert rules.settings(presets.ROUTED) == {}
+
+
+def test_timeouts_of_the_profile_reach_the_kernel() -> None:
+    node = FakeNode()
+    rules.apply(node, dataclasses.replace(presets.MASQUERADE, udp_timeout=3, udp_timeout_stream=5), "w", "l")
+    assert node.settings["net.netfilter.nf_conntrack_udp_timeout"] == 3
+    assert node.settings["net.netfilter.nf_conntrack_udp_timeout_stream"] == 5
+    assert node.settings["net.netfilter.nf_conntrack_events"] == 1
+    assert node.settings["net.netfilter.nf_conntrack_timestamp"] == 1
+
+
+def test_a_rule_that_did_not_take_is_named() -> None:
+    with pytest.raises(rules.NatError, match=r"nat: rules missing: \['nat: -A POSTROUTING -o w -j MASQUERADE'\]"):
+        rules.apply(FakeNode(loses="-A POSTROUTING -o w -j MASQUERADE"), presets.MASQUERADE, "w", "l")
+
+
+def test_a_rule_of_before_is_named() -> None:
+    node = FakeNode(has="*nat\n-A POSTROUTING -o w -j MASQUERADE\nCOMMIT\n")
+    with pytest.raises(rules.NatError, match=r"not asked for: \['nat: -A POSTROUTING"):
+        rules.apply(node, presets.ROUTED, "w", "l")
+
+
+@pytest.mark.parametrize("preset", presets.PRESETS.values(), ids=str)
+def test_presets_are_found_by_their_names(preset: NatProfile) -> None:
+    assert presets.PRESETS[preset.name] is preset
+
+
+def test_a_timeout_is_a_second_at_least() -> None:
+    with pytest.raises(ValueError, match="masquerade: a UDP timeout"):
+        dataclasses.replace(presets.MASQUERADE, udp_timeout=0)

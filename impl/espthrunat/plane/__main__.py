@@ -1,0 +1,77 @@
+"""`python -m espthrunat.plane --fd N`: runs the data plane for the daemon at the other end of socket N."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import logging
+import select
+import signal
+import socket
+import sys
+
+import msgspec
+
+from ..messages import Configure, Ready
+from .channel import Channel, DaemonGoneError
+from .counters import Counters
+from .devices import StartError, open_devices
+from .loop import Plane, ProtocolError, initial_mtu
+from .tun import TunGoneError
+
+_log = logging.getLogger("espthrunat.plane")
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def main(arguments: list[str]) -> int:
+    """Run until the daemon ends; the answer is the exit status."""
+    if len(arguments) != 2 or arguments[0] != "--fd" or not arguments[1].isdigit():
+        sys.stderr.write("usage: python -m espthrunat.plane --fd N   (started by the daemon, not by hand)\n")
+        return 2
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.INFO, stream=sys.stderr)
+    # However the daemon dies, its sockets and keys must not live on here. If it died before this line, its socket
+    # is at its end already.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the daemon, which says goodbye to its peers first
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        with socket.socket(fileno=int(arguments[1])) as sock:
+            return _serve(sock)
+    except (ProtocolError, msgspec.MsgspecError) as error:
+        _log.error("the daemon's message makes no sense: %s", error)
+    except TunGoneError as error:
+        _log.error("%s", error)
+    except OSError as error:
+        _log.error("socket %s to the daemon: %s", arguments[1], error)
+    return 1
+
+
+def _serve(sock: socket.socket) -> int:
+    counters = Counters()
+    channel = Channel(sock, counters)
+    select.select([sock], [], [])
+    try:
+        configure = channel.receive(1)[0]
+    except DaemonGoneError:
+        return 0
+    if not isinstance(configure, Configure):
+        raise ProtocolError(f"{type(configure).__name__} came before Configure")
+    try:
+        devices = open_devices(configure, initial_mtu(configure.mtu), counters)
+    except StartError as error:
+        _log.error("%s", error)
+        channel.send(Ready(str(error)))
+        return 1
+    plane = Plane(configure, devices, channel, counters)
+    gc.freeze()  # what exists by now stays; no collection needs to look at it again
+    try:
+        channel.send(Ready())
+        plane.run()
+    finally:
+        plane.close()
+        devices.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,61 @@
+"""The raw socket of ESP that travels bare, as IP protocol 50 (RFC 2406, 3.1), where no NAT is in the way."""
+
+from __future__ import annotations
+
+import socket
+
+from ..wire import ip
+from .counters import Count, Counters
+from .sadb import Address
+from .udp_socket import enlarge_buffers
+
+_MAX_PACKET = 65535
+
+
+class EspSocket:
+    """Bound to one address. Raises OSError if raw sockets are not allowed here."""
+
+    def __init__(self, address: str, counters: Counters) -> None:
+        self.local: Address = (address, 0)
+        self._counters = counters
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, ip.ESP)
+        try:
+            enlarge_buffers(self._socket)
+            self._socket.bind((address, 0))
+        except OSError:
+            self._socket.close()
+            raise
+
+    def fileno(self) -> int:
+        """The descriptor to wait for."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """Receive no more."""
+        self._socket.close()
+
+    def receive(self, most: int) -> list[tuple[bytes, Address]]:
+        """Up to `most` ESP packets that are there now, their IP header cut off, and where they came from (port 0)."""
+        packets: list[tuple[bytes, Address]] = []
+        try:
+            while len(packets) < most:
+                packet, remote = self._socket.recvfrom(_MAX_PACKET)
+                packets.append((packet[(packet[0] & 0x0F) << 2 :], (remote[0], 0)))
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self._counters.failed("raw_receive", error)
+        self._counters.add(Count.RAW_IN, len(packets))
+        return packets
+
+    def send(self, packets: list[bytes], remote: Address) -> int:
+        """Send ESP packets to `remote` and say how many the kernel took; the others are counted and lost."""
+        taken = 0
+        for packet in packets:
+            try:
+                self._socket.sendto(packet, remote)
+                taken += 1
+            except OSError as error:
+                self._counters.failed("raw_send", error)
+        self._counters.add(Count.RAW_OUT, taken)
+        return taken

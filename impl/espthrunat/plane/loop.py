@@ -1,0 +1,198 @@
+"""The plane's one loop: waits for the daemon, the wire and the TUN device, and lets each have its turn."""
+
+from __future__ import annotations
+
+import logging
+import select
+
+import msgspec
+
+from ..esp.policy import Selectors
+from ..esp.suites import SUITES
+from ..messages import (
+    AddPolicy,
+    AddSa,
+    Configure,
+    Datagrams,
+    DeletePolicy,
+    DeleteSa,
+    Direction,
+    Encapsulation,
+    GetStats,
+    Stats,
+    ToPlane,
+)
+from . import netconfig
+from .channel import Channel, DaemonGoneError
+from .counters import Count, Counters
+from .devices import Devices
+from .esp_socket import EspSocket
+from .inbound import InboundFlow
+from .outbound import OutboundFlow
+from .sadb import SaDatabase
+
+_log = logging.getLogger("espthrunat.plane")
+
+_BATCH = 64  # packets or messages a wake: long enough to be efficient, short enough that nobody starves
+_UDP_OVERHEAD = 20 + 8 + 8  # octets: IP, UDP, marker
+_RAW_OVERHEAD = 20
+_MIN_MTU = 68  # octets (RFC 791, 3.2)
+
+
+class ProtocolError(Exception):
+    """The daemon sent what makes no sense; nothing that it says can be trusted any more."""
+
+
+def initial_mtu(path_mtu: int) -> int:
+    """The inner MTU in octets that every suite can carry over a path of `path_mtu` octets (WIRE-6)."""
+    return max(_MIN_MTU, min(suite.largest_inner(path_mtu - _UDP_OVERHEAD) for suite in SUITES.values()))
+
+
+class Plane:
+    """One plane: its SAs, its policies and what moves packets between them."""
+
+    def __init__(self, configure: Configure, devices: Devices, channel: Channel, counters: Counters) -> None:
+        self._configure = configure
+        self._devices = devices
+        self._channel = channel
+        self._counters = counters
+        self._sadb = SaDatabase()
+        self._policies: dict[str, AddPolicy] = {}
+        self._inbound = InboundFlow(self._sadb, devices.tun, channel, counters)
+        self._outbound = OutboundFlow(self._sadb, devices.udp, channel, counters)
+        self._mtu = initial_mtu(configure.mtu)  # the TUN device's
+        self._epoll = select.epoll()
+
+    def close(self) -> None:
+        """Close what the plane opened itself; the devices are their opener's."""
+        self._epoll.close()
+        if self._outbound.raw is not None:
+            self._outbound.raw.close()
+
+    def run(self) -> None:
+        """Work until the daemon closes its end.
+
+        Raises ProtocolError for a message that makes no sense, TunGoneError if the TUN device was deleted.
+        """
+        epoll, channel, udp, tun = self._epoll, self._channel, self._devices.udp, self._devices.tun
+        control_fd, udp_fd, tun_fd = channel.socket.fileno(), udp.fileno(), tun.fileno()
+        for fd in (control_fd, udp_fd, tun_fd):
+            epoll.register(fd, select.EPOLLIN)
+        awaits_room = False
+        while True:
+            for fd, events in epoll.poll():
+                if fd == udp_fd:
+                    self._inbound.datagrams(udp.receive(_BATCH), udp.local)
+                elif fd == tun_fd:
+                    self._outbound.packets(tun.read(_BATCH))
+                elif fd != control_fd:
+                    self._receive_raw()
+                else:
+                    if events & select.EPOLLOUT:
+                        channel.flush()
+                    if events & ~select.EPOLLOUT and not self._obey():
+                        return
+            if awaits_room != channel.has_waiting:
+                awaits_room = channel.has_waiting
+                epoll.modify(control_fd, select.EPOLLIN | (select.EPOLLOUT if awaits_room else 0))
+
+    def _obey(self) -> bool:
+        """Do what the daemon says; False when it has gone."""
+        try:
+            for message in self._channel.receive(_BATCH):
+                self._handle(message)
+        except DaemonGoneError:
+            return False
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise ProtocolError(str(error)) from error
+        return True
+
+    def _handle(self, message: ToPlane) -> None:
+        match message:
+            case Datagrams():
+                self._send_ike(message)
+            case AddSa():
+                self._add_sa(message)
+            case DeleteSa():
+                self._sadb.delete(message)
+                self._adapt_mtu()
+            case AddPolicy():
+                self._add_policy(message)
+            case DeletePolicy():
+                self._delete_policy(message.policy)
+            case GetStats():
+                self._channel.send(Stats(message.query, dict(self._counters.values), self._sadb.stats()))
+            case Configure():
+                raise ProtocolError("a second Configure")
+
+    def _send_ike(self, message: Datagrams) -> None:
+        for path, datagram in message.items:
+            taken = self._devices.udp.send([datagram], (path.remote, path.remote_port))
+            self._counters.add(Count.IKE_OUT, taken)
+
+    def _add_sa(self, message: AddSa) -> None:
+        if message.encapsulation is Encapsulation.NONE:
+            self._open_raw()
+        self._sadb.add(message)
+        if message.direction is Direction.OUTBOUND:
+            self._adapt_mtu()
+
+    def _open_raw(self) -> None:
+        if self._outbound.raw is not None:
+            return
+        try:
+            self._outbound.raw = EspSocket(self._configure.address, self._counters)
+        except OSError as error:
+            self._counters.failed("raw_open", error)
+            return
+        self._epoll.register(self._outbound.raw.fileno(), select.EPOLLIN)
+
+    def _receive_raw(self) -> None:
+        raw = self._outbound.raw
+        if raw is not None:
+            self._inbound.esp_packets(raw.receive(_BATCH), raw.local)
+
+    def _add_policy(self, message: AddPolicy) -> None:
+        selectors = Selectors.of(message.selector)
+        if message.policy in self._policies:
+            self._delete_policy(message.policy)
+        self._policies[message.policy] = message
+        self._sadb.policies.add(message.policy, selectors)
+        try:
+            netconfig.replace_route(message.selector.remote, self._devices.tun.name, message.source)
+        except OSError as error:
+            _log.error("policy %s: no route to %s: %s", message.policy, message.selector.remote, error)
+            self._counters.failed("route_add", error)
+
+    def _delete_policy(self, name: str) -> None:
+        policy = self._policies.pop(name, None)
+        if policy is None:
+            return
+        self._sadb.policies.remove(name)
+        self._outbound.forget_policy(name)
+        remote = policy.selector.remote
+        if any(other.selector.remote == remote for other in self._policies.values()):
+            return
+        try:
+            netconfig.delete_route(remote, self._devices.tun.name)
+        except OSError as error:
+            self._counters.failed("route_delete", error)
+
+    def _adapt_mtu(self) -> None:
+        """Let the kernel know the largest packet that all outbound SAs can carry (WIRE-6)."""
+        path_mtu = self._configure.mtu
+        largest = [
+            outbound.sa.suite.largest_inner(
+                path_mtu - (_UDP_OVERHEAD if outbound.encapsulation is Encapsulation.UDP else _RAW_OVERHEAD)
+            )
+            for outbound in self._sadb.outbound()
+        ]
+        mtu = max(_MIN_MTU, min(largest)) if largest else initial_mtu(path_mtu)
+        if mtu == self._mtu:
+            return
+        try:
+            netconfig.set_mtu(self._devices.tun.name, mtu)
+        except OSError as error:
+            self._counters.failed("set_mtu", error)
+        else:
+            self._mtu = mtu
