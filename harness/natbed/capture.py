@@ -170,7 +170,7 @@ class Capture:
             self._summary = CaptureSummary(
                 path=str(self.path),
                 packets=packets,
-                dropped=0 if limit_reached else dropped,
+                dropped=dropped,
                 limit_reached=limit_reached,
             )
         except BaseException as error:

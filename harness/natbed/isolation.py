@@ -19,6 +19,7 @@ T = TypeVar("T")
 # linux/sched.h
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUTS = 0x04000000
+CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 
 # linux/mount.h

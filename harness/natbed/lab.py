@@ -18,7 +18,7 @@ import mininet.util
 
 from .link import Link
 from .node import Host, Nat, Node, Router, Segment
-from .process import CommandFailed, end_inhabitants, end_processes
+from .process import CommandFailed, end_processes
 from .scenario import Scenario
 
 N = TypeVar("N", bound=Node)
@@ -184,8 +184,6 @@ class Lab:
             # Whatever one of these raises, the others still run.
             for node in nodes:
                 stack.callback(node.release)
-            if used := {node.namespace for node in nodes if node.used}:
-                stack.callback(end_inhabitants, used)
             stack.callback(end_processes, [process for node in nodes for process in node.processes()])
             for node in nodes:
                 stack.callback(node.hang_up)

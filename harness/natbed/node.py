@@ -21,7 +21,7 @@ from .isolation import NamespaceThread
 from .link import Interface
 from .nat import rules
 from .nat.profile import NatProfile
-from .process import CommandFailed, end_inhabitants, end_processes, find_program, signal_group, tied
+from .process import CommandFailed, ProcessNamespace, end_processes, find_program, signal_group
 
 T = TypeVar("T")
 AnyProcess = subprocess.Popen[Any]
@@ -45,7 +45,7 @@ class Node(mininet.node.Node):
         self._netlink: IPRoute | None = None
         self._processes: list[AnyProcess] = []
         self._lock = threading.Lock()
-        self._started_any = False
+        self._process_namespace: ProcessNamespace | None = None  # from the first program on
         try:
             super().__init__(name, **params)
             self.prepare()
@@ -81,7 +81,7 @@ class Node(mininet.node.Node):
         return self._thread.call(function)
 
     def popen(self, argv: str | Sequence[str], *more: str, **kwargs: Any) -> AnyProcess:
-        """Start a program in the node, tied to the harness's life. `kwargs` are Popen's; stdin is empty by default.
+        """Start a program in the node; none outlives it. `kwargs` are Popen's; stdin is empty by default.
 
         A string is split at spaces, as Mininet does. Raises FileNotFoundError when there is no such program.
         """
@@ -89,13 +89,14 @@ class Node(mininet.node.Node):
         kwargs.setdefault("stdin", subprocess.DEVNULL)
         # A group of its own: a Ctrl-C at the terminal is for the harness, which then ends its programs in order.
         kwargs.setdefault("process_group", 0)
-        command = tied(words)
+        command = [find_program(words[0]), *words[1:]]
 
         def start() -> AnyProcess:
+            if self._process_namespace is None:
+                self._process_namespace = ProcessNamespace()
             # Listed in the same breath as started: an interrupt of the caller loses none.
             process: AnyProcess = subprocess.Popen(command, **kwargs)
             with self._lock:
-                self._started_any = True
                 self._processes = [other for other in self._processes if other.poll() is None]
                 self._processes.append(process)
             return process
@@ -250,11 +251,6 @@ class Node(mininet.node.Node):
         with self._lock:
             return [process for process in self._processes if process.poll() is None]
 
-    @property
-    def used(self) -> bool:
-        """Whether a program has ever been started in the node."""
-        return self._started_any
-
     def hang_up(self) -> None:
         """Tell Mininet's shell that its terminal is gone; shells ignore SIGTERM."""
         if self.shell is not None:
@@ -264,12 +260,12 @@ class Node(mininet.node.Node):
         """End everything in the node and the node itself: no process, thread or descriptor stays. Repeatable."""
         self.hang_up()
         end_processes(self.processes())
-        if self.used:
-            end_inhabitants({self.namespace})
         self.release()
 
     def release(self) -> None:
-        """Close the node, whose processes have ended already."""
+        """Kill what still runs in the node, and close it."""
+        if self._process_namespace is not None:
+            self._process_namespace.kill()
         with self._lock:
             processes, self._processes = self._processes, []
         for process in processes:
@@ -278,6 +274,9 @@ class Node(mininet.node.Node):
                 if pipe is not None:
                     with contextlib.suppress(OSError):
                         pipe.close()
+        if self._process_namespace is not None:
+            self._process_namespace.wait()
+            self._process_namespace = None
         if getattr(self, "shell", None) is not None:
             for mapping in (self.inToNode, self.outToNode):
                 mapping.pop(self.stdout.fileno(), None)

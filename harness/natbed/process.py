@@ -1,19 +1,20 @@
-"""The processes of a node: started so that none outlives the harness, and ended with a deadline."""
+"""The processes of a node: a PID namespace that takes all of them with it, and a polite end for those that are known."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import pathlib
 import select
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from .isolation import CLONE_NEWPID, unshare
 
 GRACE = 1.0  # seconds between SIGTERM and SIGKILL
-_SETPRIV = ("setpriv", "--pdeathsig", "KILL")
 SYSTEM_PATHS = ("/usr/sbin", "/sbin")  # where iptables lives, and not in every root's PATH
 
 
@@ -28,12 +29,25 @@ class CommandFailed(Exception):  # noqa: N818 - reads as what happened
         self.stderr = stderr
 
 
-def tied(argv: Sequence[str]) -> list[str]:
-    """`argv` as a command that the kernel kills when the thread that starts it ends, even by kill -9 of the harness.
+class ProcessNamespace:
+    """A PID namespace for all further children of the thread that makes it, and for their descendants.
 
-    Raises FileNotFoundError when there is no such program.
+    The kernel kills its first process when that thread ends, even by a kill -9 of the harness, and all others with
+    the first. A daemon that has left its parent, session and process group is still in there.
     """
-    return [*_SETPRIV, "--", find_program(argv[0]), *argv[1:]]
+
+    def __init__(self) -> None:
+        command = [find_program("setpriv"), "--pdeathsig", "KILL", "--", find_program("sleep"), "infinity"]
+        unshare(CLONE_NEWPID)
+        self._first = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0)
+
+    def kill(self) -> None:
+        """Kill everything in it. Children of the harness are then to be waited for, before `wait`."""
+        self._first.kill()
+
+    def wait(self) -> None:
+        """Wait until the last of its processes is gone."""
+        self._first.wait()
 
 
 def find_program(name: str) -> str:
@@ -45,8 +59,8 @@ def find_program(name: str) -> str:
     return found
 
 
-def end_processes(processes: Iterable[subprocess.Popen[bytes] | subprocess.Popen[str]], grace: float = GRACE) -> None:
-    """End processes and what is left of their process groups: SIGTERM, up to `grace` seconds, SIGKILL. Then reap."""
+def end_processes(processes: Iterable[subprocess.Popen[Any]], grace: float = GRACE) -> None:
+    """End processes and their process groups: SIGTERM, up to `grace` seconds for all together, SIGKILL. Then reap."""
     alive = [process for process in processes if process.poll() is None]
     for process in alive:
         signal_group(process.pid, signal.SIGTERM)
@@ -57,32 +71,6 @@ def end_processes(processes: Iterable[subprocess.Popen[bytes] | subprocess.Popen
         process.wait()
 
 
-def end_inhabitants(namespaces: set[int], grace: float = GRACE) -> None:
-    """End every process that lives in one of the network namespaces (inodes): what a node's programs left behind."""
-    with contextlib.ExitStack() as stack:
-        left: list[tuple[int, int]] = []
-        for pid in inhabitants(namespaces):
-            with contextlib.suppress(OSError):
-                descriptor = os.pidfd_open(pid)
-                stack.callback(os.close, descriptor)
-                # Looked at again through the descriptor's process: the number may have found a new owner meanwhile.
-                if _namespace_of(pid) in namespaces:
-                    left.append((pid, descriptor))
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            deadline = time.monotonic() + grace
-            for _, descriptor in left:
-                with contextlib.suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(descriptor, number)
-            left = [(pid, descriptor) for pid, descriptor in left if not _readable(descriptor, deadline)]
-
-
-def inhabitants(namespaces: set[int]) -> Iterator[int]:
-    """The ids of all processes in the network namespaces with these inode numbers."""
-    for entry in os.scandir("/proc"):
-        if entry.name.isdecimal() and _namespace_of(int(entry.name)) in namespaces:
-            yield int(entry.name)
-
-
 def await_exit(pid: int, deadline: float) -> bool:
     """Whether the child has ended by `deadline` (time.monotonic()). It is not reaped."""
     try:
@@ -90,22 +78,11 @@ def await_exit(pid: int, deadline: float) -> bool:
     except ProcessLookupError:
         return True
     try:
-        return _readable(descriptor, deadline)
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        return bool(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
     finally:
         os.close(descriptor)
-
-
-def _readable(descriptor: int, deadline: float) -> bool:
-    poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
-    return bool(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
-
-
-def _namespace_of(pid: int) -> int | None:
-    try:
-        return pathlib.Path(f"/proc/{pid}/ns/net").stat().st_ino
-    except OSError:  # it has ended, or is not ours to look at
-        return None
 
 
 def signal_group(pid: int, number: signal.Signals) -> None:

@@ -150,11 +150,16 @@ class Scenario(mininet.topo.Topo):
         return result
 
     def host(self, name: str, on: InternetPlan | LanPlan, protected: str | None = None) -> HostPlan:
-        """An end system. What it protects is its own address on a LAN; on the Internet an inner address on `lo`."""
+        """An end system. What it protects is its own address behind a NAT, elsewhere an inner address on `lo`.
+
+        Where nothing is translated the peer sees the host's own address: if that were protected, the path without
+        IPsec would end in the tunnel.
+        """
         self._add(name, Host)
         address, gateway = self._attach(name, on)
         if protected is None:
-            protected = f"{address if isinstance(on, LanPlan) else next(self._protected)}/32"
+            translated = isinstance(on, LanPlan) and self.nats_planned[on.router].profile.kind is not Kind.NONE
+            protected = f"{address if translated else next(self._protected)}/32"
         self.nodeInfo(name).update(address=address, protected=protected)
         plan = self.hosts_planned[name] = HostPlan(name, address, gateway, protected, on.name)
         return plan

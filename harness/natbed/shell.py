@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING, TextIO
 
 import mininet.cli
+import mininet.log
 
 from .lab import address_seen_from
 
@@ -47,4 +48,11 @@ def open_shell(lab: Lab, stdin: TextIO | None = None) -> None:
     Shell.use_rawinput = stdin is None  # history and line editing, which only the standard input has
     if stdin is None:
         sys.stdout.write(WELCOME)
-    Shell(lab.network, stdin=stdin or sys.stdin)
+    # Mininet says what it says through its log, whose place is stderr; here it is what the user asked for.
+    (handler,) = mininet.log.lg.handlers
+    before = handler.setStream(sys.stdout)
+    try:
+        Shell(lab.network, stdin=stdin or sys.stdin)
+    finally:
+        if before is not None:
+            handler.setStream(before)

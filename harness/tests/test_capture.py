@@ -109,6 +109,19 @@ def test_what_the_kernel_dropped_is_counted(node: Node, tmp_path: Path, monkeypa
     assert not capture.summary.complete
 
 
+def test_a_limit_hides_no_drops(node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("natbed.capture._BUFFER", 2000)
+    capture = Capture(node, "wan", tmp_path / "wan.pcap", limit=1)
+    monkeypatch.setattr(capture, "_record", lambda: None)  # nobody reads while the trains pass
+    with udp_socket(node) as sender:
+        capture.start()
+        for _ in range(20):
+            sender.sendmsg([bytes(60000)], [(socket.IPPROTO_UDP, 103, struct.pack("=H", 1400))], 0, ("192.0.2.2", 4000))
+        monkeypatch.undo()
+        capture._record()
+    assert (capture.stop().limit_reached, capture.summary.dropped > 0) == (True, True)
+
+
 def test_a_missing_interface_is_named(node: Node, tmp_path: Path) -> None:
     with (
         pytest.raises(CaptureError, match=r"client1:nothing0: .*No such device"),

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+
 from natbed.link import Link, LinkError
 from natbed.node import Node
 

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 
 import pytest
+
 from natbed.nat import presets, rules
 from natbed.nat.profile import NatProfile
 

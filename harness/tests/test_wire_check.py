@@ -265,6 +265,12 @@ def test_evidence_that_proves_nothing_is_a_broken_lab(audit: Audit) -> None:
     assert (no_keys.verdict, "no ESP keys" in no_keys.reason) == (Verdict.LAB_BROKEN, True)
 
 
+def test_a_sample_is_called_one(audit: Audit) -> None:
+    result = audit(CLEAN, summary=CaptureSummary("wire.pcap", len(CLEAN), 0, True))
+    assert (result.verdict, "up to its limit" in result.reason) == (Verdict.PASSED, True)
+    assert "limit" not in audit(CLEAN).reason
+
+
 def test_a_key_line_that_wireshark_refuses_is_a_broken_lab(audit: Audit, tmp_path: Path) -> None:
     (tmp_path / "keys" / "esp_sa").write_text('"IPv4","*","*","0x1","No such cipher","0x00","NULL",""\n')
     result = audit(CLEAN)

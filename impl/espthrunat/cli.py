@@ -18,6 +18,7 @@ app = typer.Typer(
     help="IKEv1 and ESP in UDP port 500 through NATs (draft-huttunen-ipsec-esp-in-udp-01).",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 

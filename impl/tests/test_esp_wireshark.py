@@ -18,10 +18,8 @@ LINKTYPE_RAW = 101
 
 
 def ipv4(protocol: int, payload: bytes) -> bytes:
-    source, destination = socket.inet_aton("192.0.2.1"), socket.inet_aton("192.0.2.2")
-    return (
-        struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + len(payload), 1, 0, 64, protocol, 0, source, destination) + payload
-    )
+    addresses = socket.inet_aton("192.0.2.1") + socket.inet_aton("192.0.2.2")
+    return struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(payload), 1, 0, 64, protocol, 0) + addresses + payload
 
 
 def pcap(packets: list[bytes]) -> bytes:
@@ -39,16 +37,8 @@ def test_tshark_decrypts_what_is_sealed(suite: EspSuite, tmp_path: Path) -> None
     capture.write_bytes(pcap([ipv4(50, packet) for packet in sealed]))
 
     keys = [f"0x{key.hex()}" if key else "" for key in suite.split(keymat)]
-    row = [
-        "IPv4",
-        "*",
-        "*",
-        f"0x{SPI:08x}",
-        suite.wireshark_encryption,
-        keys[0],
-        suite.wireshark_authentication,
-        keys[1],
-    ]
+    names = [suite.wireshark_encryption, suite.wireshark_authentication]
+    row = ["IPv4", "*", "*", f"0x{SPI:08x}", names[0], keys[0], names[1], keys[1]]
     table = ",".join(f'"{value}"' for value in row)
     options = ["esp.enable_encryption_decode:TRUE", "esp.enable_authentication_check:TRUE", f"uat:esp_sa:{table}"]
     fields = ["esp.sequence", "esp.icv_good", "udp.dstport", "data.data"]

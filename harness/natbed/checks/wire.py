@@ -143,9 +143,10 @@ def _conclude(
             Verdict.LAB_BROKEN,
             "the plaintext pattern is in no decrypted packet, so its absence in clear proves nothing",
         )
+    sample = " in the capture's first packets, up to its limit" if summary is not None and summary.limit_reached else ""
     return Verdict.PASSED, (
         f"{facts.esp_good} ESP packets, all authentic; {facts.frames.get(Kind.IKE, 0)} IKE messages, "
-        f"{facts.ike_decrypted} decrypted; nothing in clear"
+        f"{facts.ike_decrypted} decrypted; nothing in clear{sample}"
     )
 
 

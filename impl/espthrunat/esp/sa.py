@@ -7,11 +7,14 @@ import functools
 import struct
 from collections import Counter
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ..wire.ip import IPV4, NO_NEXT_HEADER
 from .replay import ReplayWindow
 from .suites import HEADER_OCTETS, TRAILER_OCTETS, EspSuite
-from .transforms import make_transform
+
+if TYPE_CHECKING:
+    from .transforms import Transform
 
 LAST_SEQUENCE = 0xFFFFFFFF  # an SA ends with it (RFC 2406, 3.3.3)
 SOFT_SEQUENCE = 0xF0000000  # time to rekey: minutes are left at any rate that this implementation reaches
@@ -49,6 +52,13 @@ def _trailers(alignment: int, next_header: int) -> tuple[bytes, ...]:
     return tuple(_PADDING[:length] + bytes((length, next_header)) for length in lengths)
 
 
+def _make_transform(suite: EspSuite, keymat: bytes) -> Transform:
+    # Not imported above: cryptography takes longer to load than all else, and a plane can be ready before it is needed.
+    from .transforms import make_transform
+
+    return make_transform(suite, keymat)
+
+
 class OutboundSa:
     """Seals inner packets. Sequence numbers begin with 1 and never repeat.
 
@@ -62,7 +72,7 @@ class OutboundSa:
         self.octets = 0  # of inner packets
         self.dropped: Counter[str] = Counter()  # by the one who feeds this SA
         self._sequence = sequence  # the last one used
-        self._transform = make_transform(suite, keymat)
+        self._transform = _make_transform(suite, keymat)
 
     def __repr__(self) -> str:
         return f"OutboundSa(spi=0x{self.spi:08x}, suite={self.suite.name}, sequence={self._sequence})"
@@ -116,7 +126,7 @@ class InboundSa:
         self.dropped: Counter[str] = Counter()
         self._replay = ReplayWindow(window)
         self._next_header = next_header
-        self._transform = make_transform(suite, keymat)
+        self._transform = _make_transform(suite, keymat)
         self._overhead = HEADER_OCTETS + suite.iv_octets + suite.icv_octets
 
     def __repr__(self) -> str:

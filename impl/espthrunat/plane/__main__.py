@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import importlib
 import logging
 import select
 import signal
@@ -63,9 +64,10 @@ def _serve(sock: socket.socket) -> int:
         channel.send(Ready(str(error)))
         return 1
     plane = Plane(configure, devices, channel, counters)
-    gc.freeze()  # what exists by now stays; no collection needs to look at it again
     try:
         channel.send(Ready())
+        importlib.import_module("espthrunat.esp.transforms")  # while IKE negotiates, not when the first SA comes
+        gc.freeze()  # what exists by now stays; no collection needs to look at it again
         plane.run()
     finally:
         plane.close()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import socket
 import struct
-from pathlib import Path
 
 from ..esp.policy import parse_network
 
@@ -27,9 +27,10 @@ _ROUTE_MESSAGE = struct.Struct("=BBBBBBBBI")
 def bring_up(name: str, mtu: int) -> None:
     """Set the device's MTU in octets and bring it up, without IPv6. Raises OSError."""
     # Without this the kernel sends router solicitations and the like into the tunnel.
-    disable_ipv6 = Path("/proc/sys/net/ipv6/conf") / name / "disable_ipv6"
-    if disable_ipv6.exists():
-        disable_ipv6.write_text("1")
+    with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
+        disable_ipv6 = os.open(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6", os.O_WRONLY)
+        os.write(disable_ipv6, b"1")
+        os.close(disable_ipv6)
     set_mtu(name, mtu)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         answer = fcntl.ioctl(control, _SIOCGIFFLAGS, struct.pack(f"{_NAME}H22x", name.encode(), 0))

@@ -1,0 +1,106 @@
+"""Scenarios: addresses and routes as planned, and errors that name what is wrong. No network is made."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+
+import pytest
+
+from natbed.nat import presets
+from natbed.scenario import Scenario, ScenarioError, Tunnel, find, load_scenarios, scenarios_of
+
+
+class NatBehindNat(Scenario):
+    """A gateway behind a NAT."""
+
+    def build(self, inner: str = "masquerade", outer: str = "masquerade") -> None:
+        internet = self.internet()
+        first = self.nat_router("nat", wan=internet, profile=presets.PRESETS[outer])
+        second = self.nat_router("gw", wan=first.lan, lan="172.16.0.0/24", profile=presets.PRESETS[inner])
+        self.host("client", on=second.lan)
+        self.host("server", on=internet, protected="10.1.0.0/16")
+
+    def tunnels(self) -> list[Tunnel]:
+        return [Tunnel("client", "server")]
+
+
+def test_scenario_a_is_found_by_its_letter() -> None:
+    scenario = find("a")
+    assert scenario.letter == "A"
+    assert "client2 ──┘" in scenario.drawing()
+    assert scenario in load_scenarios()
+    with pytest.raises(ScenarioError, match="no scenario 'Z'; there are A"):
+        find("Z")
+
+
+def test_scenario_a_grows() -> None:
+    scenario = find("A")(clients=3)
+    assert scenario.clients == ["client1", "client2", "client3"]
+    assert scenario.tunnels() == [Tunnel(f"client{n}", "server") for n in (1, 2, 3)]
+    assert scenario.tunnels()[0].name == "client1-server"
+
+
+def test_each_attachment_to_the_internet_has_its_network() -> None:
+    scenario = find("A")()
+    nat, server = scenario.plan("nat"), scenario.plan("server")
+    assert (nat.gateway, scenario.nats_planned["nat"].public_address) == ("203.0.113.1", "203.0.113.2")
+    assert (server.gateway, scenario.hosts_planned["server"].address) == ("203.0.113.17", "203.0.113.18")
+    with pytest.raises(KeyError, match="no plan for 'nobody'; there are client1"):
+        scenario.plan("nobody")
+
+
+def test_nats_can_stand_behind_nats() -> None:
+    scenario = NatBehindNat()
+    assert scenario.nats == ["nat", "gw"]
+    assert scenario.nats_planned["gw"].public_address == "192.168.1.11"
+    assert scenario.nats_planned["gw"].lan.name == "home2"
+    assert scenario.hosts_planned["client"].address == "172.16.0.11"
+    assert scenario.hosts_planned["server"].protected == "10.1.0.0/16"
+    assert scenario.nodeInfo("nat")["routes"] == [("default", "203.0.113.1")]
+
+
+def test_a_plain_router_is_known_up_to_the_next_nat() -> None:
+    scenario = NatBehindNat(inner="routed")
+    assert ("172.16.0.0/24", "192.168.1.11") in scenario.nodeInfo("nat")["routes"]
+    assert scenario.nodeInfo("internet")["routes"] == []
+    scenario = NatBehindNat(inner="routed", outer="routed")
+    assert scenario.nodeInfo("internet")["routes"] == [
+        ("192.168.1.0/24", "203.0.113.2"),
+        ("172.16.0.0/24", "203.0.113.2"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("clients", "message"),
+    [(244, "192.168.1.0/24 has no address left"), (99999, "no address left")],
+)
+def test_too_many_hosts_are_refused(clients: int, message: str) -> None:
+    with pytest.raises(ScenarioError, match=message):
+        find("A")(clients=clients)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("self.internet(); self.internet()", "there is one Internet"),
+        ("i = self.internet(); self.host('a', on=i); self.host('a', on=i)", "two nodes called 'a'"),
+        ("self.host('much-too-long', on=self.internet())", "'much-too-long' is no name for a node"),
+        ("self.nat_router('n', wan=self.internet(), lan='192.168.1.1/24')", "n: LAN 192.168.1.1/24: .* has host bits"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: pathlib.Path, body: str, message: str) -> None:
+    file = tmp_path / "mistake.py"
+    file.write_text(
+        f"from natbed.scenario import Scenario\nclass M(Scenario):\n  letter='M'\n  def build(self): {body}\n"
+    )
+    (scenario,) = scenarios_of(file)
+    with pytest.raises(ScenarioError, match=message):
+        scenario()
+
+
+def test_a_broken_file_is_named(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "broken.py"
+    file.write_text("1 / 0\n")
+    with pytest.raises(ScenarioError, match=f"{re.escape(str(file))}: ZeroDivisionError"):
+        scenarios_of(file)
