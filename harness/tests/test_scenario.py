@@ -73,7 +73,7 @@ def test_a_plain_router_is_known_up_to_the_next_nat() -> None:
 
 @pytest.mark.parametrize(
     ("clients", "message"),
-    [(244, "192.168.1.0/24 has no address left"), (99999, "no address left")],
+    [(245, "192.168.1.0/24 has no address left"), (99999, "no address left")],
 )
 def test_too_many_hosts_are_refused(clients: int, message: str) -> None:
     with pytest.raises(ScenarioError, match=message):
