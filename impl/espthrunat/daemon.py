@@ -20,10 +20,12 @@ from .ike.endpoint import Endpoint
 from .junk_log import JunkLog
 from .keylog import KeyLog
 from .messages import Direction
-from .plane_process import PlaneError, PlaneProcess
+from .plane_process import PlaneProcess
 from .status import sa_stats, status
 
 log = logging.getLogger("espthrunat")
+
+DATAGRAMS_A_MESSAGE = 16  # each is far below 8 kB, so that a message stays below MAX_MESSAGE
 
 
 class Daemon:
@@ -161,8 +163,8 @@ class Daemon:
         while (event := self._endpoint.next_event()) is not None:
             self._on_event(event)
         datagrams = [(path, data) for data, path in self._endpoint.datagrams_to_send()]
-        if datagrams:
-            self._plane.send(messages.Datagrams(datagrams))
+        for start in range(0, len(datagrams), DATAGRAMS_A_MESSAGE):
+            self._plane.send(messages.Datagrams(datagrams[start : start + DATAGRAMS_A_MESSAGE]))
 
     def _on_event(self, event: events.Event) -> None:
         match event:
@@ -233,5 +235,3 @@ class Daemon:
         self._plane.send(messages.DeleteSa(child.inbound_spi, Direction.INBOUND, child.path))
         self._plane.send(messages.DeleteSa(child.outbound_spi, Direction.OUTBOUND, child.path))
 
-
-__all__ = ["Daemon", "PlaneError"]

@@ -145,7 +145,7 @@ def test_a_wrong_header_is_named(message: bytes, says: str) -> None:
         (10, struct.pack("!BBH", 0, 7, 12) + bytes(8), "NONCE at octet 29: reserved octet is 7"),
         (10, struct.pack("!BBH", 0, 0, 3) + bytes(8), "NONCE at octet 30: length 3"),
         (10, struct.pack("!BBH", 0, 0, 8) + bytes(4), "NONCE at octet 32: 4 octets, 8 to 256 are allowed"),
-        (130, struct.pack("!BBH", 0, 0, 8) + bytes(4), "NAT-D at octet 32: 4 octets, 16 needed"),
+        (130, struct.pack("!BBH", 0, 0, 8) + bytes(4), "NAT-D at octet 32: 4 octets, 16 are allowed"),
         (1, struct.pack("!BBHII", 0, 0, 12, 2, 1), "SA at octet 32: DOI 2"),
         (12, struct.pack("!BBHIBBH", 0, 0, 12, 1, 3, 4, 1), "D at octet 37: 1 SPIs of 4 octets in 0"),
     ],

@@ -36,7 +36,8 @@ class Channel:
     def receive(self, most: int) -> list[messages.ToPlane]:
         """Up to `most` messages that are there now.
 
-        Raises DaemonGoneError at the end of the stream, msgspec.MsgspecError for octets that are no message.
+        Raises DaemonGoneError at the end of the stream, when all before it was given out: a daemon's last messages
+        are its farewells to its peers. Raises msgspec.MsgspecError for octets that are no message.
         """
         received: list[messages.ToPlane] = []
         while len(received) < most:
@@ -44,9 +45,11 @@ class Channel:
                 packet = self.socket.recv(messages.MAX_MESSAGE)
             except BlockingIOError:
                 break
-            except ConnectionError as error:
-                raise DaemonGoneError from error
+            except ConnectionResetError:
+                continue  # said once, if the daemon left something unread; its messages and the end still follow
             if not packet:
+                if received:
+                    break  # the end is there the next time too
                 raise DaemonGoneError
             try:
                 received.append(messages.decode_to_plane(packet))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from .errors import ParseError
 from .proposal import Proposal, encode_proposals, parse_proposals
@@ -82,81 +82,64 @@ class SecurityAssociation:
 
 @dataclass(frozen=True, slots=True)
 class _Octets:
-    """A payload that is nothing but its octets."""
+    """A payload that is nothing but its octets, `least` to `most` of them."""
 
+    label: ClassVar[str]
+    least: ClassVar[int] = 1
+    most: ClassVar[int] = 0xFFFF - 4
     data: bytes
 
     def body(self) -> bytes:
         """The octets after the generic header."""
         return self.data
 
+    @classmethod
+    def parse(cls, body: bytes, offset: int) -> Self:
+        """Read a body that starts at `offset` of the message."""
+        if not cls.least <= len(body) <= cls.most:
+            allowed = f"{cls.least}" if cls.least == cls.most else f"{cls.least} to {cls.most}"
+            raise ParseError(cls.label, offset, f"{len(body)} octets, {allowed} are allowed")
+        return cls(body)
 
-@dataclass(frozen=True, slots=True)
+
 class KeyExchange(_Octets):
     """KE: a Diffie-Hellman public value."""
 
+    __slots__ = ()
     type: ClassVar = PayloadType.KEY_EXCHANGE
-
-    @classmethod
-    def parse(cls, body: bytes, offset: int) -> KeyExchange:
-        """Read a body that starts at `offset` of the message."""
-        if not body:
-            raise ParseError("KE", offset, "empty")
-        return cls(body)
+    label = "KE"
 
 
-@dataclass(frozen=True, slots=True)
 class Hash(_Octets):
     """HASH: proves knowledge of the keys."""
 
+    __slots__ = ()
     type: ClassVar = PayloadType.HASH
-
-    @classmethod
-    def parse(cls, body: bytes, offset: int) -> Hash:
-        """Read a body that starts at `offset` of the message."""
-        if not body:
-            raise ParseError("HASH", offset, "empty")
-        return cls(body)
+    label = "HASH"
 
 
-@dataclass(frozen=True, slots=True)
 class Nonce(_Octets):
     """NONCE: 8 to 256 octets (RFC 2409, 5)."""
 
+    __slots__ = ()
     type: ClassVar = PayloadType.NONCE
-
-    @classmethod
-    def parse(cls, body: bytes, offset: int) -> Nonce:
-        """Read a body that starts at `offset` of the message."""
-        if not 8 <= len(body) <= 256:
-            raise ParseError("NONCE", offset, f"{len(body)} octets, 8 to 256 are allowed")
-        return cls(body)
+    label, least, most = "NONCE", 8, 256
 
 
-@dataclass(frozen=True, slots=True)
 class VendorId(_Octets):
     """VID: an extension that the sender knows."""
 
+    __slots__ = ()
     type: ClassVar = PayloadType.VENDOR_ID
-
-    @classmethod
-    def parse(cls, body: bytes, offset: int) -> VendorId:
-        """Read a body that starts at `offset` of the message."""
-        return cls(body)
+    label, least = "VID", 0
 
 
-@dataclass(frozen=True, slots=True)
 class NatDiscovery(_Octets):
     """NAT-D (130): MD5 over the addresses and ports of both ends, 16 octets (the draft, 4.1)."""
 
+    __slots__ = ()
     type: ClassVar = PayloadType.NAT_DISCOVERY
-
-    @classmethod
-    def parse(cls, body: bytes, offset: int) -> NatDiscovery:
-        """Read a body that starts at `offset` of the message."""
-        if len(body) != NAT_D_OCTETS:
-            raise ParseError("NAT-D", offset, f"{len(body)} octets, {NAT_D_OCTETS} needed")
-        return cls(body)
+    label, least, most = "NAT-D", NAT_D_OCTETS, NAT_D_OCTETS
 
 
 @dataclass(frozen=True, slots=True)
