@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import select
 import socket
 import struct
 import subprocess
@@ -10,7 +11,19 @@ from collections.abc import Iterator
 from pathlib import Path as FilePath
 
 import pytest
-from plane_world import HERE, INNER, OUTER, THERE, Namespace, keymat, plane, two_namespaces, udp_packet, what_is_missing
+from plane_world import (
+    DEADLINE,
+    HERE,
+    INNER,
+    OUTER,
+    THERE,
+    Namespace,
+    keymat,
+    plane,
+    two_namespaces,
+    udp_packet,
+    what_is_missing,
+)
 
 from espthrunat.esp.sa import InboundSa, OutboundSa
 from espthrunat.esp.suites import SUITES
@@ -261,6 +274,19 @@ def test_a_daemon_that_does_not_listen_stops_nothing(sides: tuple[Namespace, Nam
         counters = left.stats().counters
         assert counters["drop_ike_overload"] > 0
         assert counters["drop_ike_overload"] + counters["ike_in"] == sent
+
+
+def test_the_last_words_of_a_daemon_are_sent(sides: tuple[Namespace, Namespace], tmp_path: FilePath) -> None:
+    here, there = sides
+    with plane(here, tmp_path, HERE.configure) as left, there.udp(OUTER[1], 500) as peer:
+        peer.sendto(COOKIE + b"never read", (OUTER[0], 500))
+        left.wait_for("ike_in")
+        peer.sendto(COOKIE + b"never read", (OUTER[0], 500))
+        assert select.select([left.socket], [], [], DEADLINE)[0]
+        left.send(*(Datagrams([(HERE.path, COOKIE + bytes([number]))]) for number in range(100)))
+        left.socket.close()
+        assert [peer.recv(100)[-1] for _ in range(100)] == list(range(100))
+        assert left.ended() == 0
 
 
 def test_errors_of_the_network_end_nothing(sides: tuple[Namespace, Namespace], tmp_path: FilePath) -> None:
