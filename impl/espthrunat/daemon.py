@@ -234,4 +234,3 @@ class Daemon:
     def _delete_sas(self, child: ChildSa) -> None:
         self._plane.send(messages.DeleteSa(child.inbound_spi, Direction.INBOUND, child.path))
         self._plane.send(messages.DeleteSa(child.outbound_spi, Direction.OUTBOUND, child.path))
-

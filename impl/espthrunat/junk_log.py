@@ -18,12 +18,16 @@ class JunkLog:
         self._last: dict[str, float] = {}
         self._quiet: dict[str, int] = {}
 
-    def note(self, kind: str, text: str) -> None:
-        """Say `text`, unless something of this kind was said within the last second. Kinds are few and our own."""
+    def note(self, kind: str, text: str, number: int = 1) -> None:
+        """Say `text`, unless something of this kind was said within the last second. Kinds are few and our own.
+
+        `number` is how many things happened that this one text stands for.
+        """
         now = self._clock()
-        if now - self._last.get(kind, -INTERVAL) < INTERVAL:
-            self._quiet[kind] = self._quiet.get(kind, 0) + 1
+        unsaid = self._quiet.pop(kind, 0) + number
+        if now - self._last.get(kind, now - INTERVAL) < INTERVAL:
+            self._quiet[kind] = unsaid
             return
         self._last[kind] = now
-        quiet = self._quiet.pop(kind, 0)
-        self._logger.warning("%s: %s%s", kind, text, f" ({quiet} more were not logged)" if quiet else "")
+        more = f" ({unsaid - 1} more were not logged)" if unsaid > 1 else ""
+        self._logger.warning("%s: %s%s", kind, text, more)

@@ -9,8 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-_log = logging.getLogger("espthrunat.plane")
-_LOG_INTERVAL = 1.0  # seconds
+from ..junk_log import JunkLog
 
 
 class Count(enum.StrEnum):
@@ -53,9 +52,7 @@ class Counters:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.values: Counter[str] = Counter()
-        self._clock = clock
-        self._silent_until: dict[str, float] = {}
-        self._unsaid: Counter[str] = Counter()
+        self._junk = JunkLog(logging.getLogger("espthrunat.plane"), clock)
 
     def add(self, count: str, number: int = 1) -> None:
         """Count something that happens in peace."""
@@ -64,11 +61,7 @@ class Counters:
     def drop(self, count: str, detail: str, number: int = 1) -> None:
         """Count something that somebody may wonder about; log `detail`, at most once a second for each `count`."""
         self.values[count] += number
-        self._unsaid[count] += number
-        now = self._clock()
-        if now >= self._silent_until.get(count, now):
-            self._silent_until[count] = now + _LOG_INTERVAL
-            _log.warning("%s: %s (%d since last said)", count, detail, self._unsaid.pop(count))
+        self._junk.note(count, detail, number)
 
     def failed(self, action: str, error: OSError, number: int = 1) -> None:
         """Count a system call that failed; `action` is a word such as "udp_send"."""
