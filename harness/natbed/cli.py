@@ -22,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-PASSED, FAILED, LAB_BROKEN, INTERRUPTED = 0, 1, 3, 130  # exit codes; 2 is a command line that makes no sense
+PASSED, FAILED, USAGE, LAB_BROKEN, INTERRUPTED = 0, 1, 2, 3, 130  # exit codes: 1 is a verdict, and nothing else is 1
 
 ScenarioName = Annotated[str, typer.Argument(metavar="SCENARIO", help="a scenario's letter, as in topologies/: A")]
 Clients = Annotated[int, typer.Option(min=1, max=14, help="clients behind the NAT")]
@@ -31,6 +31,7 @@ IkeSuite = Annotated[str, typer.Option("--ike", help="the phase 1 suite")]
 EspSuite = Annotated[str, typer.Option("--esp", help="the ESP suite")]
 Pfs = Annotated[str, typer.Option(help="the group of Quick Mode, or none")]
 Encapsulation = Annotated[str, typer.Option(help="ESP in UDP: auto, always or never")]
+Results = Annotated[pathlib.Path | None, typer.Option(help="where evidence goes; default: results/")]
 
 
 @app.command()
@@ -43,9 +44,12 @@ def run(
     pfs: Pfs = "ecp256",
     encapsulation: Encapsulation = "auto",
     seconds: Annotated[int, typer.Option(min=0, max=600, help="length of each iperf3 measurement; 0: none")] = 2,
-    results: Annotated[pathlib.Path | None, typer.Option(help="where evidence goes; default: results/")] = None,
+    results: Results = None,
 ) -> None:
-    """Run a scenario end to end and judge it. Exit code 0: passed, 1: failed, 3: the lab itself was broken."""
+    """Run a scenario end to end and judge it.
+
+    Exit code 0: passed, 1: failed, 2: the command makes no sense, 3: the lab itself was broken, 130: interrupted.
+    """
     found = _find(scenario)
     options = _options(clients, nat, ike, esp, pfs, encapsulation, seconds, results)
     _isolate()
@@ -56,7 +60,7 @@ def run(
     try:
         code = screen.run(found, options)
     except StoreError as error:
-        _fail(str(error))
+        _fail(str(error), USAGE)
     except KeyboardInterrupt:
         typer.echo("natbed: interrupted; everything is taken down", err=True)
         code = INTERRUPTED
@@ -72,10 +76,11 @@ def shell(
     esp: EspSuite = "aes128gcm16",
     pfs: Pfs = "ecp256",
     encapsulation: Encapsulation = "auto",
+    results: Results = None,
 ) -> None:
     """Bring a scenario's network and tunnels up and open Mininet's command line on it."""
     found = _find(scenario)
-    options = _options(clients, nat, ike, esp, pfs, encapsulation, 0, None)
+    options = _options(clients, nat, ike, esp, pfs, encapsulation, 0, results)
     _isolate()
     from .results.store import StoreError
     from .screen import Screen
@@ -83,7 +88,7 @@ def shell(
     try:
         Screen().shell(found, options)
     except StoreError as error:
-        _fail(str(error))
+        _fail(str(error), USAGE)
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
 
@@ -98,7 +103,7 @@ def doctor() -> None:
     print_table(doctor_table(findings))
     missing = [finding.name for finding in findings if finding.needed and not finding.ok]
     if missing:
-        _fail(f"needed and missing: {', '.join(missing)}")
+        _fail(f"needed and missing: {', '.join(missing)}", FAILED)
 
 
 def _find(name: str) -> type[Scenario]:
@@ -107,7 +112,7 @@ def _find(name: str) -> type[Scenario]:
     try:
         return find(name)
     except ScenarioError as error:
-        _fail(str(error))
+        _fail(str(error), USAGE)
 
 
 def _options(
@@ -140,12 +145,12 @@ def _isolate() -> None:
     try:
         isolate()
     except IsolationError as error:
-        _fail(str(error))
+        _fail(str(error), LAB_BROKEN)
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str, code: int) -> NoReturn:
     typer.echo(f"natbed: {message}", err=True)
-    raise typer.Exit(FAILED)
+    raise typer.Exit(code)
 
 
 def run_command(letter: str, arguments: list[str]) -> int:

@@ -39,13 +39,15 @@ class IsolationError(Exception):
 def isolate() -> None:
     """Put this process into network, mount and UTS namespaces of its own; once, further calls do nothing.
 
-    Call it early, while the process has one thread: other threads would stay outside. Raises `IsolationError`.
+    Call it early, in the main thread and before others are started: those would stay outside. Raises `IsolationError`.
     """
     global _runtime_directory
     if _runtime_directory is not None:
         return
-    threads = len(os.listdir("/proc/self/task"))  # noqa: PTH208 - names are enough
-    if threads != 1:
+    # Counted by Python, not by the kernel: an xdist worker's thread that reads from its master is not among them, and
+    # may stay outside.
+    threads = threading.active_count()
+    if threads != 1 or threading.current_thread() is not threading.main_thread():
         raise IsolationError(f"cannot isolate: the process has {threads} threads already, isolate() must come first")
     _enter_private_namespaces()
     _mount("none", "/", "", MS_REC | MS_PRIVATE)

@@ -373,4 +373,4 @@ class Segment(Node):
         return ""
 
 
-__all__ = ["CommandFailed", "Host", "Nat", "Node", "NodeError", "Router", "Segment", "find_program"]
+__all__ = ["CommandFailed", "Host", "Nat", "Node", "NodeError", "Router", "Segment"]

@@ -1,4 +1,4 @@
-"""The processes of a node: a PID namespace that takes all of them with it, and a polite end for those that are known."""
+"""The processes of a node: a PID namespace that takes all with it, and a polite end for those that are known."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("natbed")
     group.addoption("--natbed", action="store_true", help="collect natbed scenarios and isolate the process for them")
     group.addoption("--natbed-seconds", type=int, default=1, help="length of each iperf3 measurement; 0: none")
+    group.addoption("--natbed-results", type=pathlib.Path, help="where evidence goes; default: results/")
     parser.addini("natbed_isolate", "isolate test processes as natbed needs it", type="bool", default=False)
 
 
@@ -48,9 +49,15 @@ def pytest_collect_file(file_path: pathlib.Path, parent: pytest.Collector) -> py
         return None
     if file_path.name.startswith(("test_", "conftest")):
         return None
-    if "topologies" not in file_path.parent.parts and not parent.config.getoption("--natbed"):
-        return None
+    named = bool(parent.config.getoption("--natbed")) and parent.session.isinitpath(file_path)
+    if not named and "topologies" not in _folders(file_path, parent.config.rootpath):
+        return None  # to collect a file is to run it, and a setup.py is not to be run
     return TopologyFile.from_parent(parent, path=file_path)
+
+
+def _folders(file: pathlib.Path, root: pathlib.Path) -> tuple[str, ...]:
+    """The folders that a file is in, from the root of the tests on."""
+    return file.relative_to(root).parent.parts if file.is_relative_to(root) else file.parent.parts[-1:]
 
 
 class TopologyFile(pytest.File):
@@ -58,9 +65,13 @@ class TopologyFile(pytest.File):
 
     def collect(self) -> Iterator[pytest.Item]:
         """One item a scenario."""
-        from .scenario import scenarios_of
+        from .scenario import ScenarioError, scenarios_of
 
-        for scenario in scenarios_of(self.path):
+        try:
+            scenarios = scenarios_of(self.path)
+        except ScenarioError as error:
+            raise self.CollectError(str(error)) from error
+        for scenario in scenarios:
             yield ScenarioItem.from_parent(self, name=scenario.letter, scenario=scenario)
 
 
@@ -82,13 +93,21 @@ class ScenarioItem(pytest.Item):
     def runtest(self) -> None:
         """Run and judge."""
         from .checks import Verdict
+        from .results.store import StoreError, default_folder
         from .runner import Run, RunOptions
 
         reason = self.config.stash.get(NOT_ISOLATED, "this process was not isolated")
         if reason:
             pytest.skip(reason)
-        run = Run(self.scenario, RunOptions(seconds=self.config.getoption("--natbed-seconds")), lambda step: None)
-        record = run.execute()
+        options = RunOptions(
+            seconds=self.config.getoption("--natbed-seconds"),
+            results=self.config.getoption("--natbed-results") or default_folder(),
+        )
+        try:
+            run = Run(self.scenario, options, lambda step: None)
+            record = run.execute()
+        except StoreError as error:
+            pytest.fail(str(error), pytrace=False)
         self.add_report_section("call", "natbed", _report(record, run.folder))
         if record.verdict is Verdict.LAB_BROKEN:
             raise LabBroken(record.reason)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import datetime
 import importlib.metadata
+import inspect
 import pathlib
 import platform
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+
+from pyroute2.netlink.exceptions import NetlinkError
 
 from .capture import Capture, CaptureError
 from .checks import PATTERN, CheckResult, Verdict
@@ -24,6 +27,7 @@ from .lab import Lab, LabError
 from .link import LinkError
 from .nat import presets
 from .nat.profile import Kind, NatProfile
+from .nat.rules import NatError
 from .nat.selfcheck import check_translation
 from .node import NodeError
 from .process import CommandFailed
@@ -36,7 +40,19 @@ from .stacks.base import Daemon, Stack, StackError, TunnelStatus
 from .stacks.espthrunat import EspThruNat
 
 UP_SECONDS = 40.0
-LAB_ERRORS = (LabError, LinkError, NodeError, CommandFailed, IsolationError, CaptureError, ConntrackError)
+# An OSError is the lab's: a program that is not there, a route that is refused. A stack reports its own as StackError.
+LAB_ERRORS = (
+    LabError,
+    LinkError,
+    NodeError,
+    NatError,
+    NetlinkError,
+    CommandFailed,
+    IsolationError,
+    CaptureError,
+    ConntrackError,
+    OSError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +77,7 @@ class Run:
     ) -> None:
         self.options = options
         self.stack = stack or EspThruNat()
-        self.scenario = scenario(clients=options.clients, nat=options.nat)
+        self.scenario = scenario(**_parameters(scenario, options))
         self.started = datetime.datetime.now().astimezone()
         self.folder = store.new_evidence(options.results, scenario.letter, self.started)
         self.lab = Lab(self.scenario)
@@ -73,7 +89,7 @@ class Run:
         self._progress = progress
 
     def execute(self) -> RunRecord:
-        """Run it all. Whatever goes wrong ends as a verdict; only an interrupt is raised."""
+        """Run it all. What goes wrong in the lab or the implementation ends as a verdict; an interrupt is raised."""
         begin = time.monotonic()
         try:
             self._progress("building the network")
@@ -88,6 +104,7 @@ class Run:
         return record
 
     def _in_lab(self) -> None:
+        self._needs_something_to_judge()
         if not self._nats_prove_themselves():
             return
         with contextlib.ExitStack() as stack:
@@ -106,6 +123,10 @@ class Run:
         self._audit(captures)
 
     # the parts, in their order
+
+    def _needs_something_to_judge(self) -> None:
+        if not (self.scenario.tunnels() and self.scenario.clients and self.scenario.servers):
+            raise LabError("the scenario needs hosts called client... and server..., and a tunnel between them")
 
     def _nats_prove_themselves(self) -> bool:
         clients = [(self.lab[name], self.lab.host(name).address) for name in self.scenario.clients]
@@ -135,18 +156,13 @@ class Run:
             for name, host in settings.items():
                 running[name] = self.stack.start(self.lab[name], host, self.folder / name)
             yield running
+        except StackError as error:
+            # one end may only have noticed that the other has died, which says why
+            raise StackError("; ".join([str(error), *_stop(running)])) from error
         except BaseException:
-            for daemon in running.values():
-                with contextlib.suppress(StackError):
-                    daemon.stop()
+            _stop(running)
             raise
-        problems = []
-        for daemon in reversed(running.values()):
-            try:
-                daemon.stop()
-            except StackError as error:
-                problems.append(str(error))
-        if problems:
+        if problems := _stop(running):
             raise StackError("; ".join(problems))
 
     def connect(self, daemons: dict[str, Daemon]) -> None:
@@ -244,7 +260,7 @@ class Run:
             scenario=self.scenario.letter,
             title=self.scenario.title,
             started=self.started.isoformat(timespec="milliseconds"),
-            nat=self.options.nat.name,
+            nat=", ".join(sorted({nat.profile.name for nat in self.scenario.nats_planned.values()})),
             stack=self.stack.name,
             verdict=verdict,
             reason=reason,
@@ -269,6 +285,23 @@ def conclude(checks: list[CheckResult]) -> tuple[Verdict, str]:
     if not checks:
         return Verdict.LAB_BROKEN, "nothing was checked"
     return Verdict.PASSED, "all checks passed"
+
+
+def _parameters(scenario: type[Scenario], options: RunOptions) -> dict[str, object]:
+    """Those of a run's axes that the scenario's `build` has."""
+    axes = {"clients": options.clients, "nat": options.nat}
+    return {name: axes[name] for name in inspect.signature(scenario.build).parameters if name in axes}
+
+
+def _stop(daemons: dict[str, Daemon]) -> list[str]:
+    """Stop them, the last started first; what was wrong with each."""
+    problems = []
+    for daemon in reversed(daemons.values()):
+        try:
+            daemon.stop()
+        except StackError as error:
+            problems.append(str(error))
+    return problems
 
 
 def _address(network: str) -> str:

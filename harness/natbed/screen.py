@@ -11,8 +11,6 @@ from rich.text import Text
 
 from .checks import Verdict
 from .doctor import Finding
-from .lab import LabError
-from .process import CommandFailed
 from .results.record import ClientRecord, RunRecord
 from .runner import LAB_ERRORS, Run, RunOptions
 from .scenario import Scenario
@@ -41,7 +39,7 @@ class Screen:
 
     def __init__(self) -> None:
         self._out = Console(soft_wrap=True)
-        self._progress = Console(stderr=True, highlight=False)
+        self._progress = Console(stderr=True, highlight=False, soft_wrap=True)
 
     def run(self, scenario: type[Scenario], options: RunOptions) -> int:
         """Run, show, and return the exit code."""
@@ -68,9 +66,10 @@ class Screen:
                 run.connect(daemons)
                 self._out.print(f"tunnels are up: {', '.join(run.connect_seconds)}; logs in {run.folder}", markup=False)
                 open_shell(run.lab)
-        except (StackError, LabError, CommandFailed, *LAB_ERRORS) as error:
+        except (StackError, *LAB_ERRORS) as error:
+            verdict = Verdict.FAILED if isinstance(error, StackError) else Verdict.LAB_BROKEN
             self._progress.print(f"natbed: {error}", markup=False)
-            raise SystemExit(1) from None
+            raise SystemExit(EXIT_CODES[verdict]) from None
 
     def _step(self, text: str) -> None:
         status = getattr(self, "_status", None)

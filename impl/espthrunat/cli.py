@@ -58,7 +58,7 @@ def run(
         except (ConfigError, ControlError, PlaneError) as error:
             raise _fail(error) from None
         except OSError as error:
-            raise _fail(f"{error.filename or config}: {error.strerror}") from None
+            raise _fail(f"{error.filename or config}: {error.strerror or error}") from None
     finally:
         plane.stop()
 
@@ -92,11 +92,9 @@ def status(control: Control = DEFAULT_CONTROL, as_json: Json = False) -> None:
     if as_json:
         typer.echo(json.dumps(answer, indent=2))
         return
-    from rich.console import Console
+    from .tables import show, status_tables
 
-    from .tables import status_tables
-
-    Console().print(*status_tables(answer))
+    show(status_tables(answer))
 
 
 @app.command()
@@ -106,18 +104,16 @@ def stats(control: Control = DEFAULT_CONTROL, as_json: Json = False) -> None:
     if as_json:
         typer.echo(json.dumps(answer, indent=2))
         return
-    from rich.console import Console
+    from .tables import show, stats_tables
 
-    from .tables import stats_tables
-
-    Console().print(*stats_tables(answer))
+    show(stats_tables(answer))
 
 
 @app.command()
 def up(
     connection: Connection,
     control: Control = DEFAULT_CONTROL,
-    timeout: Annotated[float, typer.Option(help="seconds to wait for the connection")] = 60.0,
+    timeout: Annotated[float, typer.Option(min=0.1, max=86_400, help="seconds to wait for the connection")] = 60.0,
 ) -> None:
     """Bring a connection up and wait until it is."""
     answer = _ask(control, "up", timeout, connection=connection)

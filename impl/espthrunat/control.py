@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 MAX_REQUEST = 4096  # octets
 MAX_CLIENTS = 32
+REPLY_SECONDS = 1.0  # a reply is small: who has not read it by then does not read
+_TOO_LONG = f"a request has at most {MAX_REQUEST} octets"
 
 
 class ControlError(Exception):
@@ -22,13 +26,21 @@ class Client:
     """One connected client; a reply may come long after its request."""
 
     def __init__(self, connection: socket.socket) -> None:
+        connection.settimeout(REPLY_SECONDS)
         self.connection = connection
         self.pending = b""
+        self.gone = False
 
     def reply(self, answer: dict[str, Any]) -> None:
-        """Send one line. A client that has gone, or that does not read, loses it."""
-        with contextlib.suppress(OSError):
+        """Send one line. A client that has gone, or that does not read, is given up: nobody waits for it twice."""
+        if self.gone:
+            return
+        try:
             self.connection.sendall(json.dumps(answer).encode() + b"\n")
+        except OSError:
+            self.gone = True
+            with contextlib.suppress(OSError):
+                self.connection.shutdown(socket.SHUT_RDWR)  # wakes its reader, who drops it
 
 
 class ControlServer:
@@ -39,10 +51,7 @@ class ControlServer:
         self._handle = handle
         self.clients: dict[int, Client] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            if _answers(path):
-                raise ControlError(f"{path}: another daemon listens here")
-            path.unlink()
+        _make_way(path)
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         mask = os.umask(0o177)
         try:
@@ -57,34 +66,36 @@ class ControlServer:
             connection, _ = self.listener.accept()
         except OSError:
             return None
+        client = Client(connection)
         if len(self.clients) >= MAX_CLIENTS:
+            client.reply({"ok": False, "error": f"{MAX_CLIENTS} clients are connected already"})
             connection.close()
             return None
-        connection.settimeout(1.0)  # a reply is small; who does not read it within a second is gone
-        client = self.clients[connection.fileno()] = Client(connection)
+        self.clients[connection.fileno()] = client
         return client
 
     def receive(self, client: Client) -> bool:
         """Read what a client sent and handle complete lines; False when it has gone and was dropped."""
-        try:
-            data = client.connection.recv(MAX_REQUEST)
-        except OSError:
-            data = b""
-        client.pending += data
-        if not data or len(client.pending) > MAX_REQUEST:
-            self.drop(client)
-            return False
-        *lines, client.pending = client.pending.split(b"\n")
+        data = b""
+        if not client.gone:
+            with contextlib.suppress(OSError):
+                data = client.connection.recv(MAX_REQUEST)
+        *lines, client.pending = (client.pending + data).split(b"\n")
         for line in lines:
+            if client.gone:
+                break
             try:
-                request = json.loads(line)
-            except ValueError:
-                request = None
-            if isinstance(request, dict):
-                self._handle(client, request)
+                request = parse_request(line)
+            except ValueError as error:
+                client.reply({"ok": False, "error": str(error)})
             else:
-                client.reply({"ok": False, "error": "a request is one JSON object a line"})
-        return True
+                self._handle(client, request)
+        if len(client.pending) > MAX_REQUEST:
+            client.reply({"ok": False, "error": _TOO_LONG})
+        elif data:
+            return True
+        self.drop(client)
+        return False
 
     def drop(self, client: Client) -> None:
         """Forget a client."""
@@ -99,13 +110,30 @@ class ControlServer:
         self._path.unlink(missing_ok=True)
 
 
-def _answers(path: Path) -> bool:
+def parse_request(line: bytes) -> dict[str, Any]:
+    """One line without its end; ValueError, with what to tell the client, for what is no request."""
+    if len(line) > MAX_REQUEST:
+        raise ValueError(_TOO_LONG)
+    with contextlib.suppress(ValueError, RecursionError):  # the latter for thousands of nested brackets
+        parsed = json.loads(line)
+        if isinstance(parsed, dict):
+            return parsed
+    raise ValueError("a request is one JSON object a line")
+
+
+def _make_way(path: Path) -> None:
+    """Remove the socket of a daemon that was killed; ControlError for anything else that is there."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise ControlError(f"{path}: this is no socket; move it away, or configure another local.control")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(str(path))
-        except OSError:
-            return False
-        return True
+        probe.setblocking(False)  # a full backlog is an answer too
+        if probe.connect_ex(str(path)) not in (errno.ECONNREFUSED, errno.ENOENT):
+            raise ControlError(f"{path}: another daemon listens here")
+    path.unlink(missing_ok=True)
 
 
 def request(path: Path, command: str, timeout: float, **arguments: Any) -> dict[str, Any]:
@@ -114,15 +142,20 @@ def request(path: Path, command: str, timeout: float, **arguments: Any) -> dict[
         connection.settimeout(timeout)
         try:
             connection.connect(str(path))
-            connection.sendall(json.dumps({"command": command, **arguments}).encode() + b"\n")
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise ControlError(f"{path}: no daemon answers here ({reason}); start one: espthrunat run CONFIG") from None
+        line = b""
+        try:
+            with contextlib.suppress(BrokenPipeError):  # a daemon that does not listen may have said why
+                connection.sendall(json.dumps({"command": command, **arguments}).encode() + b"\n")
             with connection.makefile("rb") as lines:
                 line = lines.readline()
         except TimeoutError:
             raise ControlError(f"{path}: no answer to {command} within {timeout:g} s") from None
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise ControlError(f"{path}: no daemon answers here ({reason}); start one: espthrunat run CONFIG") from None
-    if not line:
+        except ConnectionError:
+            pass
+    if not line.endswith(b"\n"):
         raise ControlError(f"{path}: the daemon closed the connection")
     answer: dict[str, Any] = json.loads(line)
     if not answer.pop("ok", False):

@@ -46,11 +46,14 @@ class Daemon:
         plane.configure(messages.Configure(config.address, config.port, config.tun, config.path_mtu))
         for connection in config.connections:
             plane.send(messages.AddPolicy(connection.name, connection.selector, connection.source))
-        self._control = ControlServer(config.control, self._on_request)
-        self._selector = selectors.DefaultSelector()
         self._wakeup, self._signalled = socket.socketpair()
         self._wakeup.setblocking(False)
         self._signalled.setblocking(False)
+        signal.set_wakeup_fd(self._signalled.fileno())
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)  # before there is a control socket that would be left behind
+        self._control = ControlServer(config.control, self._on_request)
+        self._selector = selectors.DefaultSelector()
         self._watch(self._plane.socket, self._on_plane)
         self._watch(self._control.listener, self._on_client)
         self._watch(self._wakeup, self._on_signal)
@@ -58,9 +61,6 @@ class Daemon:
 
     def run(self) -> None:
         """Serve until a signal asks to stop; PlaneError when the data plane ends by itself."""
-        signal.set_wakeup_fd(self._signalled.fileno())
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._stop)
         try:
             for connection in self._endpoint.connections.values():
                 if connection.start:
@@ -142,6 +142,8 @@ class Daemon:
             self._up(client, name)
         else:
             self._endpoint.terminate(name, time.monotonic())
+            for waiting, _ in self._no_longer_waiting(name):
+                waiting.reply({"ok": False, "error": f"{name}: taken down while it was coming up"})
             client.reply({"ok": True})
 
     def _up(self, client: Client, name: str) -> None:
@@ -155,6 +157,12 @@ class Daemon:
             client.reply({"ok": True, "seconds": 0.0})
         else:
             self._waiting.append((name, client, now))
+
+    def _no_longer_waiting(self, name: str) -> list[tuple[Client, float]]:
+        """Who waited for this connection, and since when: each must get an answer now."""
+        done = [(client, since) for waited, client, since in self._waiting if waited == name]
+        self._waiting = [w for w in self._waiting if w[0] != name]
+        return done
 
     # what goes out
 
@@ -198,9 +206,8 @@ class Daemon:
             log.error("%s: failed: %s", name, reason)
         else:
             self._junk.note("exchange failed", f"{peer}: {reason}")
-        for waiting in [w for w in self._waiting if w[0] == name]:
-            waiting[1].reply({"ok": False, "error": f"{name}: {reason}"})
-            self._waiting.remove(waiting)
+        for client, _ in self._no_longer_waiting(name):
+            client.reply({"ok": False, "error": f"{name}: {reason}"})
 
     def _add_sas(self, event: events.SaEstablished) -> None:
         child = event.child
@@ -227,9 +234,8 @@ class Daemon:
         traffic = f"{child.selector.local} <-> {child.selector.remote}"
         milliseconds = event.seconds * 1000
         log.info("%s: ESP %s, %s, %s, %.0f ms", child.connection, way, child.suite.name, traffic, milliseconds)
-        for waiting in [w for w in self._waiting if w[0] == child.connection]:
-            waiting[1].reply({"ok": True, "seconds": time.monotonic() - waiting[2]})
-            self._waiting.remove(waiting)
+        for client, since in self._no_longer_waiting(child.connection):
+            client.reply({"ok": True, "seconds": time.monotonic() - since})
 
     def _delete_sas(self, child: ChildSa) -> None:
         self._plane.send(messages.DeleteSa(child.inbound_spi, Direction.INBOUND, child.path))

@@ -45,6 +45,7 @@ class KeyLog:
     def _append(self, name: str, text: str) -> None:
         descriptor = os.open(self._folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
+            os.fchmod(descriptor, 0o600)  # a file that was there before keeps its own mode otherwise
             os.write(descriptor, text.encode())
         finally:
             os.close(descriptor)

@@ -55,7 +55,7 @@ class PlaneProcess:
         try:
             self.socket.send(messages.encode(message))
         except OSError as error:
-            raise PlaneError(f"the data plane has ended ({error.strerror})") from error
+            raise self._ended() from error
 
     def receive(self) -> messages.FromPlane:
         """The next message; PlaneError when the plane has ended."""
@@ -64,9 +64,16 @@ class PlaneProcess:
         except ConnectionError:
             data = b""
         if not data:
-            raise PlaneError("the data plane has ended")
+            raise self._ended()
         message: messages.FromPlane = messages.decode_from_plane(data)
         return message
+
+    def _ended(self) -> PlaneError:
+        try:
+            code = self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            return PlaneError("the data plane has closed its socket")
+        return PlaneError(f"the data plane has ended ({f'exit code {code}' if code >= 0 else f'signal {-code}'})")
 
     def stop(self) -> None:
         """Let it finish what it was told, and see it end."""

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
+
+_PIPE_COLUMNS = 1000  # wider than any table: what reads a pipe must find every word in one piece
 
 
 def _table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
-    table = Table(*columns, title=title, title_justify="left")
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*row)
     if not rows:
@@ -18,6 +23,14 @@ def _table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
 
 def _peer(record: dict[str, Any]) -> str:
     return f"{record['remote']}:{record['remote_port']}"
+
+
+def show(tables: list[Table]) -> None:
+    """Print tables: as wide as the terminal, or as wide as they are where standard output is none."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = _PIPE_COLUMNS
+    console.print(*tables)
 
 
 def status_tables(answer: dict[str, Any]) -> list[Table]:

@@ -32,6 +32,8 @@ def check_discovery(views: Sequence[TunnelView], mappings: Sequence[Mapping], se
     """Both ends of every tunnel report the NAT that is there; the responder's ports are conntrack's, all different."""
     ports = mapped_ports(mappings, server)
     details = {"tunnels": msgspec.to_builtins(list(views)), "conntrack": ports}
+    if not views:
+        return CheckResult(name="NAT discovery", verdict=Verdict.LAB_BROKEN, reason="no tunnel to judge")
     problem = next((p for view in views if (p := _problem(view, ports, nat))), "")
     seen = [view.responder.remote for view in views if view.responder]
     if not problem and len(set(seen)) != len(seen):

@@ -18,8 +18,17 @@ def check_translation(
     """Send one datagram from each client (node, address) and look at what reaches the server.
 
     `public_address` is what the server must see in place of every client's; None where nothing may be translated. Two
-    clients never share a source port there. LAB_BROKEN when the network is not what was declared.
+    clients never share a source port there. LAB_BROKEN when the network is not what was declared, or cannot be used.
     """
+    try:
+        return _translation(clients, server, server_address, public_address)
+    except OSError as error:
+        return _broken(f"no datagram could be sent or received: {error}")
+
+
+def _translation(
+    clients: Sequence[tuple[NodeLike, str]], server: NodeLike, server_address: str, public_address: str | None
+) -> CheckResult:
     reflector = server.call(lambda: _bound(server_address, REFLECTOR_PORT))
     seen: dict[str, tuple[str, int]] = {}
     with reflector:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import pathlib
@@ -42,13 +43,18 @@ def new_evidence(results: pathlib.Path, scenario: str, now: datetime.datetime) -
 
 
 def save(folder: pathlib.Path, record: RunRecord) -> pathlib.Path:
-    """Write the record, and let `latest` point to its folder."""
+    """Write the record, and let `latest` point to its folder. StoreError when either cannot be written."""
     file = folder / RECORD
-    file.write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
     pointer = folder.parent / f".latest-{folder.name}"
-    pointer.unlink(missing_ok=True)
-    pointer.symlink_to(folder.name)
-    os.replace(pointer, folder.parent / "latest")  # noqa: PTH105 - replaces the link itself, whatever it points to
+    try:
+        file.write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+        pointer.unlink(missing_ok=True)
+        pointer.symlink_to(folder.name)
+        os.replace(pointer, folder.parent / "latest")  # noqa: PTH105 - replaces the link itself, whatever it points to
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            pointer.unlink(missing_ok=True)
+        raise StoreError(f"{error.filename2 or error.filename}: cannot be written: {error.strerror}") from error
     return file
 
 

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -17,6 +17,8 @@ from natbed.checks import NodeLike
 
 from ..isolation import runtime_directory
 from .base import HostSettings, StackError, TunnelSettings, TunnelStatus
+
+T = TypeVar("T")
 
 READY_SECONDS = 10.0
 STOP_SECONDS = 5.0
@@ -93,11 +95,11 @@ class EspThruNatDaemon:
 
     def up(self, tunnel: str, timeout: float) -> float:
         """Bring a tunnel up; the seconds that took. Raises StackError with the implementation's reason."""
-        return msgspec.convert(self._ask("up", timeout, connection=tunnel), _Up).seconds
+        return self._typed(self._ask("up", timeout, connection=tunnel), _Up).seconds
 
     def status(self) -> list[TunnelStatus]:
         """Every tunnel that is up."""
-        status = msgspec.convert(self._ask("status", 5.0), _Status)
+        status = self._typed(self._ask("status", 5.0), _Status)
         nat = {
             (sa.remote, sa.remote_port): {"detected": True, "none": False}.get(sa.nat)
             for sa in status.ike_sas
@@ -122,7 +124,10 @@ class EspThruNatDaemon:
 
     def memory(self) -> int:
         """Octets of resident memory of both processes together; pages that both share count twice."""
-        return sum(_resident(pid) for pid in self.pids)
+        try:
+            return sum(_resident(pid) for pid in self.pids)
+        except OSError as error:  # /proc/PID is not there any more
+            raise StackError(f"{self._node.name}: a process of espthrunat has ended: {self._last_words()}") from error
 
     def stop(self) -> None:
         """End it in order. Raises StackError when it had to be killed or ended badly."""
@@ -162,13 +167,23 @@ class EspThruNatDaemon:
                 with connection.makefile("rb") as lines:
                     line = lines.readline()
             except OSError as error:
-                raise StackError(f"{self._node.name}: {command}: {error or type(error).__name__}") from error
+                problem = f"{error}; its last words: {self._last_words()}"
+                raise StackError(f"{self._node.name}: {command}: {problem}") from error
         if not line:
             raise StackError(f"{self._node.name}: {command}: the daemon has ended: {self._last_words()}")
-        answer: dict[str, Any] = msgspec.json.decode(line)
-        if not answer.pop("ok"):
-            raise StackError(f"{self._node.name}: {answer['error']}")
+        try:
+            answer = msgspec.json.decode(line, type=dict[str, Any])
+        except msgspec.DecodeError as error:
+            raise StackError(f"{self._node.name}: {command}: no readable answer: {error}") from error
+        if not answer.pop("ok", False):
+            raise StackError(f"{self._node.name}: {answer.get('error', f'{command}: refused without a reason')}")
         return answer
+
+    def _typed(self, answer: dict[str, Any], kind: type[T]) -> T:
+        try:
+            return msgspec.convert(answer, kind)
+        except msgspec.ValidationError as error:
+            raise StackError(f"{self._node.name}: espthrunat's answer: {error}") from error
 
     def _last_words(self) -> str:
         lines = self._log.read_text(errors="replace").strip().splitlines()

@@ -1,0 +1,101 @@
+"""Key logs: Wireshark can read them, nobody else may, and without the option there are none."""
+
+from __future__ import annotations
+
+import csv
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path as FilePath
+
+import pytest
+from daemon_world import Host, pair, running
+from ike_world import World
+from plane_world import Namespace, two_namespaces, what_is_missing
+
+from espthrunat.ike import events
+from espthrunat.keylog import ESP_FILE, IKE_FILE, KeyLog
+
+missing = what_is_missing()
+needs_namespaces = pytest.mark.skipif(bool(missing), reason=f"needs {missing}")
+
+
+@pytest.fixture
+def sides() -> Iterator[tuple[Namespace, Namespace]]:
+    with two_namespaces() as both:
+        yield both
+
+
+def mode(file: FilePath) -> int:
+    return stat.S_IMODE(file.stat().st_mode)
+
+
+def logged(folder: FilePath, world: World) -> None:
+    log = KeyLog(folder)
+    for event in world.client_events:
+        if isinstance(event, events.Phase1Keys):
+            log.phase1(event)
+    log.child(world.client_sa())
+
+
+def test_only_the_owner_may_read_them(tmp_path: FilePath) -> None:
+    logged(tmp_path / "new" / "keys", World().connect())
+    assert {mode(tmp_path / "new" / "keys" / name) for name in (IKE_FILE, ESP_FILE)} == {0o600}
+
+
+def test_a_file_that_everybody_could_read_is_closed_before_keys_get_into_it(tmp_path: FilePath) -> None:
+    for name in (IKE_FILE, ESP_FILE):
+        (tmp_path / name).touch(mode=0o644)
+    KeyLog(tmp_path)
+    assert {mode(tmp_path / name) for name in (IKE_FILE, ESP_FILE)} == {0o600}
+
+
+def test_lines_are_as_wireshark_reads_them(tmp_path: FilePath) -> None:
+    world = World().connect()
+    logged(tmp_path, world)
+    (phase1,) = (tmp_path / IKE_FILE).read_text().splitlines()
+    assert re.fullmatch(r"[0-9a-f]{16},[0-9a-f]{32}", phase1), "cookie and AES-128 key, without quotes"
+    assert phase1.startswith(world.wire[0][0][:8].hex()), "the cookie is the one on the wire"
+    child = world.client_sa()
+    rows = list(csv.reader((tmp_path / ESP_FILE).read_text().splitlines()))
+    assert [row[:4] for row in rows] == [
+        ["IPv4", "*", "*", f"0x{spi:08x}"] for spi in (child.inbound_spi, child.outbound_spi)
+    ]
+    for row, keymat in zip(rows, (child.inbound_keymat, child.outbound_keymat), strict=True):
+        assert row[4:] == ["AES-GCM [RFC4106]", f"0x{keymat.hex()}", "ANY 128 bit authentication [no checking]", ""] or (
+            row[4].startswith("AES-GCM") and row[5] == f"0x{keymat.hex()}" and row[7] == ""
+        )
+    assert all(line.startswith('"') and line.endswith('"') for line in (tmp_path / ESP_FILE).read_text().splitlines())
+
+
+def test_a_second_run_adds_to_them(tmp_path: FilePath) -> None:
+    for _ in range(2):
+        logged(tmp_path, World().connect())
+    assert len((tmp_path / IKE_FILE).read_text().splitlines()) == 2
+    assert len((tmp_path / ESP_FILE).read_text().splitlines()) == 4
+
+
+@needs_namespaces
+def test_a_daemon_warns_that_it_writes_keys(sides: tuple[Namespace, Namespace], tmp_path: FilePath) -> None:
+    keys = tmp_path / "keys"
+    with pair(sides, tmp_path, "--keylog", str(keys)) as (left, _):
+        assert f"WARNING keys are written to {keys}" in left.log.wait_for("keys are written")
+        left.ask("up", connection="peer")
+        (sa,) = left.ask("status")["sas"]
+        assert len((keys / IKE_FILE).read_text().splitlines()) == 1
+        written = (keys / ESP_FILE).read_text()
+        assert (sa["inbound_spi"] in written, sa["outbound_spi"] in written) == (True, True)
+        assert {mode(file) for file in keys.iterdir()} == {0o600}
+        assert sorted(f.name for f in tmp_path.iterdir()) == sorted(
+            ["here-500-esp0.toml", "here.sock", "there-500-esp0.toml", "there.sock", "keys"]
+        ), "the peer, without the option, writes none"
+
+
+@needs_namespaces
+def test_a_folder_that_cannot_be_made_is_named(sides: tuple[Namespace, Namespace], tmp_path: FilePath) -> None:
+    from daemon_world import launched
+
+    (tmp_path / "file").touch()
+    with launched(sides[0], Host(0, tmp_path), "--keylog", str(tmp_path / "file" / "keys")) as daemon:
+        assert daemon.ended() == 1
+        assert daemon.log.wait_for_end() == f"espthrunat: {tmp_path / 'file' / 'keys'}: Not a directory"
