@@ -256,6 +256,14 @@ def test_responder_on_another_port(audit: Audit) -> None:
     assert audit([frame], expected).verdict is Verdict.PASSED
 
 
+@pytest.mark.parametrize("port", [7, 19, 53, 69, 111, 123, 138, 161, 427, 514])
+def test_a_mapped_port_that_tshark_knows_for_something_else(audit: Audit, port: int) -> None:
+    """Linux maps port 500 to any other below 512, DNS's included."""
+    expected = WireExpectation(server=(SERVER, 500), peers=frozenset({(NAT, port)}), protected=EXPECTED.protected)
+    frames = [out(MARKER + esp(n, inner()), port) for n in range(1, 4)]
+    assert audit(frames, expected).reason.startswith("3 ESP packets, all authentic")
+
+
 def test_evidence_that_proves_nothing_is_a_broken_lab(audit: Audit) -> None:
     no_pattern = audit([out(MARKER + esp(1, inner(data=b"something else")))])
     assert (no_pattern.verdict, "pattern" in no_pattern.reason) == (Verdict.LAB_BROKEN, True)

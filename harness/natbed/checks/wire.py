@@ -109,7 +109,9 @@ def audit_wire(
     """
     try:
         frames = read_pcap(capture)
-        wireshark = WiresharkProfile(profile, key_logs, ports=[expected.server[1]])
+        # All ports: a NAT may map to one that tshark knows for something else, such as 53.
+        ports = [expected.server[1], *(port for _, port in expected.peers)]
+        wireshark = WiresharkProfile(profile, key_logs, ports=ports)
         outers = [_classify(frame.data, expected) for frame in frames]
         facts, violations = _judge_outer(frames, outers, expected)
         dissections = _dissect(capture, frames, outers, wireshark)
