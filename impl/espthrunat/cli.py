@@ -88,25 +88,22 @@ def _ask(control: Path, command: str, timeout: float, **arguments: str) -> dict[
 @app.command()
 def status(control: Control = DEFAULT_CONTROL, as_json: Json = False) -> None:
     """Show connections, phase 1 SAs and ESP SAs of a running daemon."""
-    answer = _ask(control, "status", 5.0)
-    if as_json:
-        typer.echo(json.dumps(answer, indent=2))
-        return
-    from .tables import show, status_tables
-
-    show(status_tables(answer))
+    _show(_ask(control, "status", 5.0), as_json, "status_tables")
 
 
 @app.command()
 def stats(control: Control = DEFAULT_CONTROL, as_json: Json = False) -> None:
     """Show what the data plane has counted: traffic of each SA, and drops by their kind."""
-    answer = _ask(control, "stats", 5.0)
+    _show(_ask(control, "stats", 5.0), as_json, "stats_tables")
+
+
+def _show(answer: dict[str, Any], as_json: bool, shape: str) -> None:
     if as_json:
         typer.echo(json.dumps(answer, indent=2))
         return
-    from .tables import show, stats_tables
+    from . import tables
 
-    show(stats_tables(answer))
+    tables.show(getattr(tables, shape)(answer))
 
 
 @app.command()
