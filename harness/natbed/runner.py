@@ -40,6 +40,8 @@ from .stacks.base import Daemon, Stack, StackError, TunnelStatus
 from .stacks.espthrunat import EspThruNat
 
 UP_SECONDS = 40.0
+RESPONDER_SECONDS = 5.0  # that a responder may be up later than its initiator
+_POLL = 0.005  # seconds between questions; a stack says nothing unasked
 # An OSError is the lab's: a program that is not there, a route that is refused. A stack reports its own as StackError.
 LAB_ERRORS = (
     LabError,
@@ -171,6 +173,20 @@ class Run:
         with ThreadPoolExecutor(len(tunnels)) as pool:
             waiting = {t.name: pool.submit(daemons[t.initiator].up, t.name, UP_SECONDS) for t in tunnels}
         self.connect_seconds = {name: future.result() for name, future in waiting.items()}
+        self._await_responders(daemons)
+
+    def _await_responders(self, daemons: dict[str, Daemon]) -> None:
+        """Wait until responders can send as well: an initiator is up with QM3 sent, they are with QM3 received."""
+        until = time.monotonic() + RESPONDER_SECONDS
+        missing = {(t.responder, t.name) for t in self.scenario.tunnels()}
+        while missing:
+            responders = {host for host, _ in missing}
+            missing -= {(host, status.name) for host in responders for status in daemons[host].status()}
+            if missing and time.monotonic() > until:
+                listed = ", ".join(sorted(f"{name} on {host}" for host, name in missing))
+                raise StackError(f"not up {RESPONDER_SECONDS:g} s after the initiator: {listed}")
+            if missing:
+                time.sleep(_POLL)
 
     def _discover(self, daemons: dict[str, Daemon]) -> None:
         statuses = {name: {s.name: s for s in daemon.status()} for name, daemon in daemons.items()}

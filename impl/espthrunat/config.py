@@ -140,6 +140,8 @@ class _Reader:
         self._range("local.path_mtu", local.path_mtu, 576, 65535)
         if not re.fullmatch(r"[A-Za-z0-9_.-]{1,15}", local.tun):
             raise self._wrong("local.tun", local.tun, "a device name has 1 to 15 letters, digits, '_', '.', '-'")
+        if not local.control or "\0" in local.control:
+            raise self._wrong("local.control", local.control, "not a path")
         if len(local.control.encode()) > 100:
             raise self._wrong("local.control", local.control, "a socket's path has at most 100 octets")
         names = [c.name for c in table.connection]
@@ -201,6 +203,8 @@ class _Reader:
                 octets = file.read_bytes().rstrip(b"\r\n")
             except OSError as error:
                 raise self._wrong(at + "psk_file", table.psk_file, f"cannot be read: {error.strerror}") from error
+            except ValueError as error:
+                raise self._wrong(at + "psk_file", table.psk_file, "not a path") from error
         if not octets:
             raise ConfigError(f"{self._file}: {at}psk: a pre-shared key must not be empty")
         return Secret(octets)

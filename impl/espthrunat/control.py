@@ -14,6 +14,7 @@ from typing import Any
 
 MAX_REQUEST = 4096  # octets
 MAX_CLIENTS = 32
+BACKLOG = 128  # more than MAX_CLIENTS, so that those beyond are told
 REPLY_SECONDS = 1.0  # a reply is small: who has not read it by then does not read
 _TOO_LONG = f"a request has at most {MAX_REQUEST} octets"
 
@@ -58,7 +59,7 @@ class ControlServer:
             self.listener.bind(str(path))
         finally:
             os.umask(mask)
-        self.listener.listen(MAX_CLIENTS)
+        self.listener.listen(BACKLOG)
 
     def accept(self) -> Client | None:
         """A new client, or None if it has gone again or there are too many."""
@@ -142,6 +143,8 @@ def request(path: Path, command: str, timeout: float, **arguments: Any) -> dict[
         connection.settimeout(timeout)
         try:
             connection.connect(str(path))
+        except BlockingIOError:
+            raise ControlError(f"{path}: the daemon is too busy: too many clients wait for it") from None
         except OSError as error:
             reason = error.strerror or str(error)
             raise ControlError(f"{path}: no daemon answers here ({reason}); start one: espthrunat run CONFIG") from None

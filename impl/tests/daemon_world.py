@@ -73,7 +73,7 @@ class Log:
         self._lines: list[str] = []
         self._ended = False
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._read)
+        self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
     @property

@@ -7,14 +7,15 @@ import os
 import random
 import signal
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import Any
 
 import pytest
 from daemon_world import PSK, Daemon, Host, has_ended, one_line, pair, running
-from plane_world import INNER, OUTER, Namespace, two_namespaces, what_is_missing
+from plane_world import DEADLINE, INNER, OUTER, Namespace, two_namespaces, what_is_missing
 
 from espthrunat.wire.udp import ESP_MARKER, KEEPALIVE
 
@@ -99,11 +100,16 @@ def test_goodbye_is_said_amid_a_flood_of_junk(sides: tuple[Namespace, Namespace]
     with pair(sides, tmp_path) as (left, right), there.udp(OUTER[1], 4000) as stranger:
         left.ask("up", connection="peer")
         right.wait(lambda status: bool(status["sas"]))
+        plane = left.plane
         os.kill(left.process.pid, signal.SIGSTOP)
         for _ in range(300):
             stranger.sendto(b"\xff" * 60, (OUTER[0], 500))
+        until(lambda: unread_octets(plane) == 0, "the plane has passed the flood up")
+        os.kill(plane, signal.SIGSTOP)
         left.process.terminate()
         os.kill(left.process.pid, signal.SIGCONT)
+        until(lambda: not left.host.control.exists(), "the daemon has said all it has to say")
+        os.kill(plane, signal.SIGCONT)
         assert left.ended() == 0
         right.wait(lambda status: not status["sas"])
 
@@ -254,6 +260,18 @@ def test_a_client_that_vanishes_while_it_waits_harms_nobody(
         daemon.log.wait_for("no valid answer to Main Mode message 1")
         assert daemon.wait(lambda status: status["connections"][0]["state"] == "down")["ike_sas"] == []
         assert daemon.stop() == 0
+
+
+def unread_octets(pid: int) -> int:
+    """What waits in the UDP sockets of a process's namespace, as /proc/net/udp has it."""
+    rows = FilePath(f"/proc/{pid}/net/udp").read_text().splitlines()[1:]
+    return sum(int(row.split()[4].partition(":")[2], 16) for row in rows if row.split()[1].endswith(":01F4"))
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    end = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < end, f"never came: {what}"
 
 
 def connecting(daemon: Daemon) -> None:

@@ -57,9 +57,7 @@ def test_one_kind_does_not_silence_another(junk: JunkLog, caplog: pytest.LogCapt
     assert caplog.messages == ["malformed: first", "not authentic: second"]
 
 
-def test_after_a_pause_nothing_is_counted_twice(
-    junk: JunkLog, clock: Clock, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_after_a_pause_nothing_is_counted_twice(junk: JunkLog, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     for text in ("one", "two"):
         junk.note("malformed", text)
     for text in ("three", "four"):
@@ -68,7 +66,9 @@ def test_after_a_pause_nothing_is_counted_twice(
     assert caplog.messages == ["malformed: one", "malformed: three (1 more were not logged)", "malformed: four"]
 
 
-def test_a_clock_that_starts_at_zero_hides_nothing(junk: JunkLog, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_clock_that_starts_at_zero_hides_nothing(
+    junk: JunkLog, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
     """Monotonic clocks begin when the machine does."""
     clock.now = 0.0
     junk.note("malformed", "early")

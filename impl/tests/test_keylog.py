@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import csv
 import re
+import shutil
+import socket
 import stat
+import struct
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path as FilePath
 
 import pytest
-from daemon_world import Host, pair, running
-from ike_world import World
-from plane_world import Namespace, two_namespaces, what_is_missing
+from daemon_world import Host, launched, pair
+from ike_world import Nat, World
+from plane_world import Namespace, two_namespaces, udp_packet, what_is_missing
 
+from espthrunat.esp.sa import OutboundSa
 from espthrunat.ike import events
 from espthrunat.keylog import ESP_FILE, IKE_FILE, KeyLog
+
+LINKTYPE_RAW = 101
 
 missing = what_is_missing()
 needs_namespaces = pytest.mark.skipif(bool(missing), reason=f"needs {missing}")
@@ -62,10 +69,36 @@ def test_lines_are_as_wireshark_reads_them(tmp_path: FilePath) -> None:
         ["IPv4", "*", "*", f"0x{spi:08x}"] for spi in (child.inbound_spi, child.outbound_spi)
     ]
     for row, keymat in zip(rows, (child.inbound_keymat, child.outbound_keymat), strict=True):
-        assert row[4:] == ["AES-GCM [RFC4106]", f"0x{keymat.hex()}", "ANY 128 bit authentication [no checking]", ""] or (
-            row[4].startswith("AES-GCM") and row[5] == f"0x{keymat.hex()}" and row[7] == ""
-        )
+        assert row[4:] == [child.suite.wireshark_encryption, f"0x{keymat.hex()}", "NULL", ""], "one key, of an AEAD"
     assert all(line.startswith('"') and line.endswith('"') for line in (tmp_path / ESP_FILE).read_text().splitlines())
+
+
+@pytest.mark.skipif(shutil.which("tshark") is None, reason="needs tshark")
+def test_tshark_decrypts_ike_and_esp_with_the_folder_as_it_is(tmp_path: FilePath) -> None:
+    """The folder serves as Wireshark's configuration folder."""
+    world = World(nat=Nat(public=None)).connect()
+    logged(tmp_path / "keys", world)
+    child = world.client_sa()
+    inner = udp_packet("192.168.1.11", "10.99.0.1", b"in the tunnel", 7777)
+    ends = ("192.0.2.1", "192.0.2.2")
+    packets = [udp_packet(*(ends if to_server else ends[::-1]), datagram, 500) for datagram, to_server in world.wire]
+    outbound = OutboundSa(child.outbound_spi, child.suite, child.outbound_keymat)
+    packets += [ip_packet(50, esp) for esp in outbound.seal([inner])]
+    capture = tmp_path / "wire.pcap"
+    records = [struct.pack("<IIII", 0, 0, len(packet), len(packet)) + packet for packet in packets]
+    capture.write_bytes(struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, LINKTYPE_RAW) + b"".join(records))
+    command = ["tshark", "-r", str(capture), "-o", "esp.enable_encryption_decode:TRUE", "-T", "fields"]
+    command += ["-e", "isakmp.id.data.fqdn", "-e", "data.data"]
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "WIRESHARK_CONFIG_DIR": str(tmp_path / "keys")}
+    run = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, env=environment)
+    assert "client1.example" in run.stdout, f"message 5 of Main Mode: {run.stdout}{run.stderr}"
+    assert "server.example" in run.stdout, f"message 6: {run.stdout}{run.stderr}"
+    assert b"in the tunnel".hex() in run.stdout, f"ESP: {run.stdout}{run.stderr}"
+
+
+def ip_packet(protocol: int, payload: bytes) -> bytes:
+    addresses = socket.inet_aton("192.0.2.1") + socket.inet_aton("192.0.2.2")
+    return struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(payload), 1, 0, 64, protocol, 0) + addresses + payload
 
 
 def test_a_second_run_adds_to_them(tmp_path: FilePath) -> None:
@@ -93,8 +126,6 @@ def test_a_daemon_warns_that_it_writes_keys(sides: tuple[Namespace, Namespace], 
 
 @needs_namespaces
 def test_a_folder_that_cannot_be_made_is_named(sides: tuple[Namespace, Namespace], tmp_path: FilePath) -> None:
-    from daemon_world import launched
-
     (tmp_path / "file").touch()
     with launched(sides[0], Host(0, tmp_path), "--keylog", str(tmp_path / "file" / "keys")) as daemon:
         assert daemon.ended() == 1

@@ -56,8 +56,12 @@ def _translation(
 
 def _bound(address: str, port: int) -> socket.socket:
     bound = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    bound.settimeout(DEADLINE)
-    bound.bind((address, port))
+    try:
+        bound.settimeout(DEADLINE)
+        bound.bind((address, port))
+    except BaseException:
+        bound.close()
+        raise
     return bound
 
 

@@ -62,7 +62,7 @@ class Daemon(Protocol):
         """Bring a tunnel up; the seconds that took. Raises StackError with the implementation's reason."""
 
     def status(self) -> list[TunnelStatus]:
-        """Every tunnel that is up."""
+        """Every tunnel that is up: traffic can go both ways as far as this end is concerned."""
 
     def memory(self) -> int:
         """Octets of resident memory of all its processes together."""
