@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -113,6 +114,8 @@ def up(
     timeout: Annotated[float, typer.Option(min=0.1, max=86_400, help="seconds to wait for the connection")] = 60.0,
 ) -> None:
     """Bring a connection up and wait until it is."""
+    if math.isnan(timeout):  # which no range refuses
+        raise typer.BadParameter("a number of seconds is needed", param_hint="--timeout")
     answer = _ask(control, "up", timeout, connection=connection)
     typer.echo(f"{connection} is up, {answer['seconds'] * 1000:.0f} ms")
 

@@ -153,7 +153,7 @@ class Daemon:
         except ValueError as error:
             client.reply({"ok": False, "error": str(error)})
             return
-        if any(child.connection == name for child in self._endpoint.children()):
+        if any(child.connection == name for child in self._endpoint.usable_children()):
             client.reply({"ok": True, "seconds": 0.0})
         else:
             self._waiting.append((name, client, now))

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
 from .ike.child_sa import ChildSa
 from .ike.events import Phase1Keys
 
+log = logging.getLogger("espthrunat")
+
 IKE_FILE = "ikev1_decryption_table"
 ESP_FILE = "esp_sa"
 
 
 class KeyLog:
-    """Appends keys to files named as in Wireshark's configuration folder, readable by their owner only."""
+    """Appends keys to files named as in Wireshark's configuration folder, readable by their owner only.
+
+    Making one raises OSError when the folder cannot be used. Later failures, such as a full disk, are logged and cost
+    nothing but the key.
+    """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         for name in (IKE_FILE, ESP_FILE):
-            self._append(name, "")
+            self._write(name, "")
 
     def phase1(self, keys: Phase1Keys) -> None:
         """One phase 1: initiator cookie and cipher key, both in hexadecimal."""
@@ -43,6 +50,12 @@ class KeyLog:
             self._append(ESP_FILE, ",".join(f'"{field}"' for field in fields) + "\n")
 
     def _append(self, name: str, text: str) -> None:
+        try:
+            self._write(name, text)
+        except OSError as error:
+            log.error("a key could not be written to %s: %s", self._folder / name, error.strerror)
+
+    def _write(self, name: str, text: str) -> None:
         descriptor = os.open(self._folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             os.fchmod(descriptor, 0o600)  # a file that was there before keeps its own mode otherwise

@@ -9,11 +9,15 @@ from .messages import SaStats
 
 
 def status(endpoint: Endpoint, failures: dict[str, str]) -> dict[str, Any]:
-    """Connections, phase 1 SAs and ESP SA pairs; `failures` has the newest reason of each connection that is down."""
-    children = endpoint.children()
+    """Connections, phase 1 SAs and the ESP SA pairs that traffic may be sent on.
+
+    `failures` has the newest reason of each connection that is down.
+    """
+    children = endpoint.usable_children()
     sas = endpoint.ike_sas()
     up = {child.connection for child in children}
     connecting = {sa.connection.name for sa in sas if not sa.established}
+    connecting |= {child.connection for child in endpoint.children()}
     return {
         "connections": [
             {

@@ -75,7 +75,7 @@ def test_no_daemon_at_the_control_path(tmp_path: FilePath, command: list[str]) -
     assert "none.sock: no daemon answers here (No such file or directory); start one: espthrunat run CONFIG" in line
 
 
-@pytest.mark.parametrize("seconds", ["0", "-1", "inf", "soon"])
+@pytest.mark.parametrize("seconds", ["0", "-1", "inf", "nan", "soon"])
 def test_a_timeout_that_is_none_is_a_usage_error(tmp_path: FilePath, seconds: str) -> None:
     run = espthrunat("up", "peer", "--control", str(tmp_path / "none.sock"), f"--timeout={seconds}")
     assert run.returncode == 2

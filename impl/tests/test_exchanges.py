@@ -264,6 +264,16 @@ def test_a_lifetime_ends_at_both_ends() -> None:
     assert not world.server.children()
 
 
+def test_a_responder_is_up_only_once_the_initiator_has_confirmed() -> None:
+    world = World(fate=lambda n, d, s: [] if n == 8 else intact(n, d, s))  # Quick Mode's last message is lost
+    world.connect(0.2)
+    assert world.client.usable_children()
+    assert world.server.children(), "traffic is accepted"
+    assert not world.server.usable_children(), "but none may be sent"
+    world.run(5.0)
+    assert world.server.usable_children()
+
+
 def test_two_clients_with_one_address_and_different_ports_are_two_peers() -> None:
     world = World().connect()
     first = world.server_sa()

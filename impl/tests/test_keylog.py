@@ -57,6 +57,16 @@ def test_a_file_that_everybody_could_read_is_closed_before_keys_get_into_it(tmp_
     assert {mode(tmp_path / name) for name in (IKE_FILE, ESP_FILE)} == {0o600}
 
 
+def test_a_log_that_can_no_longer_be_written_costs_the_key_and_not_the_daemon(
+    tmp_path: FilePath, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = KeyLog(tmp_path)
+    (tmp_path / ESP_FILE).unlink()
+    (tmp_path / ESP_FILE).mkdir()  # in the way, for root too
+    log.child(World().connect().client_sa())
+    assert "a key could not be written" in caplog.text
+
+
 def test_lines_are_as_wireshark_reads_them(tmp_path: FilePath) -> None:
     world = World().connect()
     logged(tmp_path, world)

@@ -48,15 +48,6 @@ class _Status(msgspec.Struct):
     ike_sas: list[_IkeSaStatus]
 
 
-class _PlaneSa(msgspec.Struct):
-    spi: str
-    direction: str
-
-
-class _Stats(msgspec.Struct):
-    sas: list[_PlaneSa]
-
-
 class _Up(msgspec.Struct):
     seconds: float
 
@@ -107,10 +98,8 @@ class EspThruNatDaemon:
         return self._typed(self._ask("up", timeout, connection=tunnel), _Up).seconds
 
     def status(self) -> list[TunnelStatus]:
-        """Every tunnel that is up: its outbound SA is in the data plane, which a responder's is from QM3 on."""
+        """Every tunnel that is up: both directions may be used, which is so at a responder from QM3 on."""
         status = self._typed(self._ask("status", 5.0), _Status)
-        planes = self._typed(self.stats(), _Stats)
-        usable = {sa.spi for sa in planes.sas if sa.direction == "out"}
         nat = {
             (sa.remote, sa.remote_port): {"detected": True, "none": False}.get(sa.nat)
             for sa in status.ike_sas
@@ -127,7 +116,6 @@ class EspThruNatDaemon:
                 suite=sa.suite,
             )
             for sa in status.sas
-            if sa.outbound_spi in usable
         ]
 
     def stats(self) -> dict[str, Any]:

@@ -44,6 +44,7 @@ class Endpoint:
         self._phase1: OrderedDict[tuple[bytes, Path], MainMode] = OrderedDict()
         self._quick: dict[tuple[IkeSa, int], QuickMode] = {}
         self._children: dict[int, tuple[IkeSa, ChildSa]] = {}  # by our inbound SPI
+        self._confirmed: set[int] = set()  # inbound SPIs of the pairs that both ends may send on
         self._context = Context(
             entropy or SystemEntropy(),
             send=lambda data, path: self._out.append((data, path)),
@@ -134,8 +135,12 @@ class Endpoint:
         return [exchange.sa for exchange in self._phase1.values()]
 
     def children(self) -> list[ChildSa]:
-        """ESP SA pairs."""
+        """ESP SA pairs, those included that a responder accepts traffic on but has no confirmation of."""
         return [child for _, child in self._children.values()]
+
+    def usable_children(self) -> list[ChildSa]:
+        """ESP SA pairs that traffic may be sent on."""
+        return [child for spi, (_, child) in self._children.items() if spi in self._confirmed]
 
     # what datagrams do
 
@@ -286,6 +291,7 @@ class Endpoint:
 
     def _quick_finished(self, exchange: QuickMode, now: float) -> None:
         self._keep_child(exchange)
+        self._confirmed.add(exchange.inbound_spi)
 
     def _keep_child(self, exchange: QuickMode) -> None:
         child = exchange.child
@@ -332,6 +338,7 @@ class Endpoint:
 
     def _drop_child(self, child: ChildSa, reason: str) -> None:
         self._timers.cancel(child)
+        self._confirmed.discard(child.inbound_spi)
         if self._children.pop(child.inbound_spi, None) is not None:
             self._context.emit(SaDeleted(child, reason))
 
