@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
+from two_nodes import Nodes, two_nodes
 
 from natbed.isolation import IsolationError, isolate
 
@@ -14,3 +17,10 @@ def isolated() -> None:
         isolate()
     except IsolationError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture
+def nodes() -> Iterator[Nodes]:
+    """Two nodes on one wire."""
+    with two_nodes() as both:
+        yield both

@@ -5,36 +5,17 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from two_nodes import CLIENT, SERVER, Nodes
 
 from natbed.capture import Capture, read_pcap
 from natbed.checks import PATTERN, CheckResult, Verdict, connectivity
 from natbed.checks.connectivity import FlowError, Pair, check_connectivity, parse_ping
-from natbed.node import Node
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-CLIENT, SERVER = ("10.1.0.1", "10.1.0.2"), ("10.1.0.11", "10.1.0.12")
-
-
-@pytest.fixture
-def nodes() -> Iterator[tuple[Node, Node]]:
-    client, server = Node("client1"), Node("server")
-    namespace = f"/proc/{os.getpid()}/fd/{server.namespace_fd}"
-    client.run(["ip", "link", "add", "wan", "index", "101", "type", "veth", "peer", "name", "wan", "netns", namespace])
-    for node, addresses in ((client, CLIENT), (server, SERVER)):
-        for address in addresses:
-            node.run(["ip", "address", "add", f"{address}/24", "dev", "wan"])
-        node.run(["ip", "link", "set", "wan", "up"])
-    yield client, server
-    client.terminate()
-    server.terminate()
-
-
-Nodes = tuple[Node, Node]
 
 
 def judge(nodes: Nodes, deadline: float = 5.0) -> CheckResult:

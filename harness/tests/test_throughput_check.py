@@ -5,33 +5,14 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
 
 import pytest
+from two_nodes import CLIENT, SERVER, Nodes
 
 from natbed.checks import Verdict, throughput
 from natbed.checks.throughput import IperfError, IperfPath, PathRates, Rate, measure, measure_path, parse_iperf
-from natbed.node import Node
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-CLIENT, SERVER = ("10.1.0.1", "10.1.0.2"), ("10.1.0.11", "10.1.0.12")  # of the plain path, of the tunnel
-
-
-@pytest.fixture
-def nodes() -> Iterator[tuple[Node, Node]]:
-    client, server = Node("client1"), Node("server")
-    namespace = f"/proc/{os.getpid()}/fd/{server.namespace_fd}"
-    client.run(["ip", "link", "add", "wan", "index", "101", "type", "veth", "peer", "name", "wan", "netns", namespace])
-    for node, addresses in ((client, CLIENT), (server, SERVER)):
-        for address in addresses:
-            node.run(["ip", "address", "add", f"{address}/24", "dev", "wan"])
-        node.run(["ip", "link", "set", "wan", "up"])
-    yield client, server
-    client.terminate()
-    server.terminate()
-
-
-Nodes = tuple[Node, Node]
 
 
 def paths(nodes: Nodes) -> tuple[IperfPath, IperfPath]:

@@ -11,7 +11,7 @@ from ..messages import Path
 from . import groups
 from .events import Event
 from .groups import Group, PrivateKey
-from .nat_traversal import EspThruNat
+from .nat_traversal import NatTraversal, default_method
 from .timers import Timers
 
 
@@ -46,7 +46,7 @@ class Context:
     emit: Callable[[Event], None]
     timers: Timers
     spi_in_use: Callable[[int], bool]
-    method: EspThruNat = field(default_factory=EspThruNat)
+    method: NatTraversal = field(default_factory=default_method)
 
     def cookie(self) -> bytes:
         """An ISAKMP cookie: unpredictable, never zero (zero is ESP's marker)."""

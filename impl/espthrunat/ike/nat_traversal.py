@@ -11,6 +11,7 @@ import hmac
 import ipaddress
 import struct
 from dataclasses import dataclass
+from typing import Protocol
 
 from ..messages import Encapsulation, Path
 from ..wire.errors import ParseError
@@ -38,10 +39,40 @@ class Mode(enum.StrEnum):
 _PLAIN_MODES = {1: Mode.TUNNEL, 2: Mode.TRANSPORT}  # RFC 2407, 4.5
 
 
+class NatTraversal(Protocol):
+    """What IKE needs of any method; exchanges know this and no more."""
+
+    @property
+    def name(self) -> str:
+        """What people call the method, for messages."""
+
+    def announce(self) -> list[Payload]:
+        """What tells the peer that this method is known here."""
+
+    def announced(self, message: Chain) -> bool:
+        """Whether the peer says that it knows this method."""
+
+    def discovery(self, path: Path, initiator: bool) -> list[Payload]:
+        """What lets the peer find out whether a NAT lies between."""
+
+    def detect(self, message: Chain, path: Path, initiator: bool) -> NatStatus:
+        """What the peer's discovery shows, UNKNOWN when it sent none. ParseError when it is malformed."""
+
+    def refuse_misplaced(self, message: Chain) -> None:
+        """Raise ParseError if discovery stands in a message that has none."""
+
+    def mode_attribute(self, mode: Mode, encapsulation: Encapsulation) -> int:
+        """The Encapsulation Mode attribute's value (RFC 2407, 4.5)."""
+
+    def read_mode(self, value: int | None) -> tuple[Mode, Encapsulation] | None:
+        """What an Encapsulation Mode attribute's value means, or None if it means nothing here."""
+
+
 @dataclass(frozen=True, slots=True)
 class EspThruNat:
     """draft-huttunen-ipsec-esp-in-udp-01: vendor ID MD5("ESPThruNAT"), one NAT-D payload a message, port 500."""
 
+    name: str = "ESPThruNAT"
     vendor_id: bytes = hashlib.md5(b"ESPThruNAT", usedforsecurity=False).digest()
     udp_tunnel: int = 61440
     udp_transport: int = 61441
@@ -95,6 +126,11 @@ class EspThruNat:
             return Mode.TRANSPORT, Encapsulation.UDP
         plain = _PLAIN_MODES.get(value) if value is not None else None
         return (plain, Encapsulation.NONE) if plain else None
+
+
+def default_method() -> NatTraversal:
+    """The method that is used unless something else is asked for."""
+    return EspThruNat()
 
 
 def _end(address: str, port: int) -> bytes:

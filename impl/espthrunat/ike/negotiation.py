@@ -11,7 +11,7 @@ from ..wire.payloads import SecurityAssociation
 from ..wire.proposal import Attribute, Phase1Attribute, Phase2Attribute, Proposal, Protocol, Transform
 from . import groups
 from .groups import Group
-from .nat_traversal import EspThruNat, Mode
+from .nat_traversal import Mode, NatTraversal
 from .policy import IkeSuite
 
 KEY_IKE = 1  # the only transform of phase 1 (RFC 2407, 4.4.2)
@@ -85,7 +85,7 @@ def _read_ike(transform: Transform, allowed: Sequence[IkeSuite]) -> IkeSuite | N
     return next((s for s in allowed if (s.key_bits, s.hash.value, s.group.number) == (key_bits, hash_, group)), None)
 
 
-def offer_esp(offers: Sequence[EspOffer], spi: bytes, lifetime: int, method: EspThruNat) -> SecurityAssociation:
+def offer_esp(offers: Sequence[EspOffer], spi: bytes, lifetime: int, method: NatTraversal) -> SecurityAssociation:
     """Quick Mode's SA payload: one proposal with our inbound `spi`, one transform an offer; `lifetime` in seconds."""
     transforms = []
     for number, offer in enumerate(offers, 1):
@@ -105,7 +105,7 @@ def offer_esp(offers: Sequence[EspOffer], spi: bytes, lifetime: int, method: Esp
 def choose_esp(
     offered: SecurityAssociation,
     suites: Sequence[EspSuite],
-    method: EspThruNat,
+    method: NatTraversal,
     acceptable: Callable[[EspOffer], str],
 ) -> tuple[EspOffer, int | None, Proposal] | str:
     """The first of a peer's transforms that is acceptable: the offer, its lifetime in seconds, the proposal to answer.
@@ -136,7 +136,7 @@ def choose_esp(
     return reason
 
 
-def _read_esp(transform: Transform, suites: Sequence[EspSuite], method: EspThruNat) -> EspOffer | None:
+def _read_esp(transform: Transform, suites: Sequence[EspSuite], method: NatTraversal) -> EspOffer | None:
     mode = method.read_mode(transform.attribute(Phase2Attribute.ENCAPSULATION_MODE))
     if mode is None:
         return None

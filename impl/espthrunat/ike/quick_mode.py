@@ -62,7 +62,7 @@ def wanted_encapsulation(sa: IkeSa, connection: Connection) -> Encapsulation:
         )
     if policy == EncapsulationPolicy.ALWAYS and not sa.peer_knows_method:
         raise PolicyRefusal(
-            'encapsulation = "always", but the peer does not know ESP in UDP (no vendor ID ESPThruNAT)',
+            'encapsulation = "always", but the peer has not announced ESP in UDP',
             NotifyType.NO_PROPOSAL_CHOSEN,
         )
     if policy == EncapsulationPolicy.ALWAYS or sa.nat == NatStatus.DETECTED:
