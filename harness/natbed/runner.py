@@ -115,7 +115,7 @@ class Run:
             self._progress("bringing the tunnels up")
             self.connect(daemons)
             self._discover(daemons)
-            self._progress("checking connectivity, both clients at once")
+            self._progress("checking connectivity, all clients at once")
             self.checks.append(self._connectivity())
             for capture in captures:
                 capture.stop()
