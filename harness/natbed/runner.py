@@ -147,6 +147,9 @@ class Run:
                 stack.enter_context(ConntrackEvents(nat, self.folder / f"{nat.name}-conntrack.txt"))
                 captures.append(stack.enter_context(Capture(nat, nat.wan, self.folder / f"{nat.name}-public.pcap")))
             yield captures
+            for nat in self.lab.nats:
+                # insert_failed: the NAT dropped the first packet of a client that met another's, both from port 500
+                (self.folder / f"{nat.name}-conntrack-counters.txt").write_text(nat.run(["conntrack", "-S"]).stdout)
 
     @contextlib.contextmanager
     def daemons(self) -> Iterator[dict[str, Daemon]]:

@@ -94,7 +94,12 @@ def test_two_clients_behind_a_nat(tmp_path: pathlib.Path) -> None:
     promised = {
         f"{host}/{file}" for host in ("client1", "client2", "server") for file in ("espthrunat.log", "keys/esp_sa")
     }
-    promised |= {"nat-public.pcap", "nat-conntrack.txt", "server/keys/ikev1_decryption_table"}
+    promised |= {
+        "nat-public.pcap",
+        "nat-conntrack.txt",
+        "nat-conntrack-counters.txt",
+        "server/keys/ikev1_decryption_table",
+    }
     assert promised <= set(record.evidence)
     for name in record.evidence:
         assert (folder / name).stat().st_size > 0 or name.startswith("nat-wireshark"), f"{name} is empty"
