@@ -23,7 +23,7 @@ from typing import BinaryIO, Self
 
 import msgspec
 
-from natbed.checks import NodeLike
+from natbed.node_like import NodeLike
 
 SNAPLEN = 262_144  # octets; more than the largest super-packet
 _BUFFER = 64 << 20  # octets of kernel memory for what the thread has not read yet

@@ -13,7 +13,7 @@ from typing import BinaryIO, Self
 
 import msgspec
 
-from natbed.checks import NodeLike
+from natbed.node_like import NodeLike
 from natbed.process import CommandFailed
 
 _NETLINK_NETFILTER = 12

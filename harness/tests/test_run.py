@@ -11,9 +11,10 @@ import msgspec
 import pytest
 
 from natbed import runner
-from natbed.checks import CheckResult, NodeLike, Verdict
+from natbed.checks import CheckResult, Verdict
 from natbed.nat import presets
 from natbed.node import Node
+from natbed.node_like import NodeLike
 from natbed.results import store
 from natbed.results.record import RunRecord
 from natbed.runner import Run, RunOptions, conclude

@@ -22,7 +22,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from natbed.checks import PATTERN, CheckResult, NodeLike, Verdict
+from natbed.checks import PATTERN, CheckResult, Verdict
+from natbed.node_like import NodeLike
 
 _PING_DATA = 120  # octets; ping puts a time stamp in front, and a whole PATTERN must fit behind it
 _PING_INTERVAL = 0.05  # seconds

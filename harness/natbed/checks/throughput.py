@@ -18,7 +18,8 @@ from typing import Any
 
 import msgspec
 
-from natbed.checks import CheckResult, NodeLike, Verdict
+from natbed.checks import CheckResult, Verdict
+from natbed.node_like import NodeLike
 
 _START_DEADLINE = 5.0  # seconds until the server listens
 _SLACK = 10.0  # seconds beyond the test's own time

@@ -5,7 +5,8 @@ from __future__ import annotations
 import socket
 from collections.abc import Sequence
 
-from natbed.checks import CheckResult, NodeLike, Verdict
+from natbed.checks import CheckResult, Verdict
+from natbed.node_like import NodeLike
 
 PROBE_PORT = 40_000  # the same on every client, so that their mappings must differ
 REFLECTOR_PORT = 4_999

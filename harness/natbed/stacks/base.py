@@ -8,7 +8,7 @@ from typing import Protocol
 
 import msgspec
 
-from natbed.checks import NodeLike
+from natbed.node_like import NodeLike
 
 
 class StackError(Exception):

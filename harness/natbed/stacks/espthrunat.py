@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from natbed.checks import NodeLike
+from natbed.node_like import NodeLike
 
 from ..isolation import runtime_directory
 from .base import HostSettings, StackError, TunnelSettings, TunnelStatus

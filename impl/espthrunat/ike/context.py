@@ -14,6 +14,8 @@ from .groups import Group, PrivateKey
 from .nat_traversal import NatTraversal, default_method
 from .timers import Timers
 
+NONCE_OCTETS = 32  # RFC 2409, 5 allows 8 to 256
+
 
 class Entropy(Protocol):
     """Where randomness comes from: the system's, or a test's that can be repeated."""

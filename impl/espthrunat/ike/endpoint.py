@@ -13,8 +13,8 @@ from . import informational
 from .child_sa import ChildSa
 from .context import Context, Entropy, SystemEntropy
 from .events import DatagramRefused, Event, ExchangeFailed, IkeSaDeleted, SaDeleted
-from .ike_sa import IkeSa, NotAuthentic
-from .main_mode import MainModeInitiator, Refused
+from .ike_sa import IkeSa, NotAuthentic, Refused
+from .main_mode import MainModeInitiator
 from .main_mode_responder import MainModeResponder
 from .policy import Connection
 from .quick_mode import PolicyRefusal, QuickMode

@@ -32,6 +32,10 @@ class NotAuthentic(Exception):  # noqa: N818 - a state of affairs, not a fault o
     """An encrypted message that was not made with this SA's keys."""
 
 
+class Refused(Exception):  # noqa: N818 - a decision, not a fault of the program
+    """A message that is in order but that policy or the state of the exchange refuses."""
+
+
 @dataclass(slots=True, eq=False)
 class IkeSa:
     """One phase 1 with one peer; `connection` is the responder's guess until the peer has named itself."""
@@ -105,6 +109,13 @@ class IkeSa:
         assert self.keys is not None
         digest = keying.informational_hash(self.suite.hash, self.keys.a, message_id, encode_payloads(payloads))
         return self.seal(exchange, message_id, self.phase2_iv(message_id), [Hash(digest), *payloads])[0]
+
+
+def open_clear(header: Header, datagram: bytes) -> Chain:
+    """The payloads of a message from before phase 1 had keys. Raises ParseError, and Refused if it is encrypted."""
+    if header.encrypted:
+        raise Refused("encrypted before there are keys")
+    return parse_payloads(header.next_payload, datagram[HEADER_OCTETS:])
 
 
 def require_hash(chain: Chain, expected: bytes) -> None:

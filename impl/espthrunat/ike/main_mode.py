@@ -18,25 +18,19 @@ from collections.abc import Callable
 
 from ..messages import Path
 from ..wire.errors import ParseError
-from ..wire.isakmp import HEADER_OCTETS, Chain, ExchangeType, Header, parse_payloads
+from ..wire.isakmp import Chain, ExchangeType, Header
 from ..wire.payloads import Hash, Identification, KeyExchange, Nonce, NotifyType, Payload, SecurityAssociation
 from . import authentication
 from .authentication import Phase1Secrets, Transcript
-from .context import Context
+from .context import NONCE_OCTETS, Context
 from .events import AuthenticationFailed, IkeSaEstablished, NatDetected, Phase1Keys
 from .groups import BadPublicValue, PrivateKey
 from .identity import Identity
-from .ike_sa import IkeSa, NotAuthentic
+from .ike_sa import IkeSa, NotAuthentic, Refused, open_clear
 from .nat_traversal import NatStatus
 from .negotiation import choose_ike, offer_ike
 from .policy import Connection
 from .retransmission import Retransmitter
-
-NONCE_OCTETS = 32
-
-
-class Refused(Exception):  # noqa: N818 - a decision, not a fault of the program
-    """A message that is in order but that policy or the state of the exchange refuses."""
 
 
 class State(enum.Enum):
@@ -87,9 +81,9 @@ class MainModeInitiator:
         if digest in self._seen:
             return  # answered already; our own timer repeats the answer if it was lost
         if self.state == State.WAITS_FOR_2:
-            self._on_message_2(header, self._clear(header, datagram), now)
+            self._on_message_2(header, open_clear(header, datagram), now)
         elif self.state == State.WAITS_FOR_4:
-            self._on_message_4(self._clear(header, datagram), now)
+            self._on_message_4(open_clear(header, datagram), now)
         elif self.state == State.WAITS_FOR_6:
             self._on_message_6(header, datagram, now)
         else:
@@ -108,11 +102,6 @@ class MainModeInitiator:
         """Stop without a word."""
         self.state = State.FAILED
         self._retransmitter.stop()
-
-    def _clear(self, header: Header, datagram: bytes) -> Chain:
-        if header.encrypted:
-            raise Refused("encrypted before there are keys")
-        return parse_payloads(header.next_payload, datagram[HEADER_OCTETS:])
 
     def _on_message_2(self, header: Header, message: Chain, now: float) -> None:
         if not any(header.responder_cookie):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from ..messages import Path
 from ..wire.errors import ParseError
-from ..wire.isakmp import HEADER_OCTETS, Chain, ExchangeType, Header, encode_message, encode_payloads, parse_payloads
+from ..wire.isakmp import Chain, ExchangeType, Header, encode_message, encode_payloads
 from ..wire.payloads import (
     Hash,
     Identification,
@@ -26,12 +26,11 @@ from ..wire.payloads import (
 )
 from . import authentication
 from .authentication import Phase1Secrets, Transcript
-from .context import Context
+from .context import NONCE_OCTETS, Context
 from .events import AuthenticationFailed, ExchangeFailed, IkeSaEstablished, NatDetected, Phase1Keys
 from .groups import BadPublicValue, PrivateKey
 from .identity import Identity
-from .ike_sa import IkeSa, NotAuthentic
-from .main_mode import NONCE_OCTETS, Refused
+from .ike_sa import IkeSa, NotAuthentic, Refused, open_clear
 from .nat_traversal import NatStatus
 from .negotiation import choose_ike
 from .policy import Connection, Secret
@@ -72,7 +71,7 @@ class MainModeResponder:
         self._said: Transcript | None = None
         self._wrong_proofs = 0
         self._why = ""
-        message = _clear(header, datagram)
+        message = open_clear(header, datagram)
         offered = message.one(SecurityAssociation)
         context.method.refuse_misplaced(message)
         self._offered_body = message.bodies(SecurityAssociation)[0]
@@ -119,7 +118,7 @@ class MainModeResponder:
         if not any(header.responder_cookie):
             raise Refused("another message 1 with the cookie of an exchange under way")
         if self.state == State.WAITS_FOR_3:
-            self._on_message_3(_clear(header, datagram), datagram)
+            self._on_message_3(open_clear(header, datagram), datagram)
         elif self.state == State.WAITS_FOR_5:
             self._on_message_5(header, datagram, now)
         else:
@@ -269,9 +268,3 @@ def refuse(header: Header, notify: NotifyType) -> bytes:
         0,
     )
     return encode_message(about, encode_payloads([notification]))
-
-
-def _clear(header: Header, datagram: bytes) -> Chain:
-    if header.encrypted:
-        raise Refused("encrypted before there are keys")
-    return parse_payloads(header.next_payload, datagram[HEADER_OCTETS:])

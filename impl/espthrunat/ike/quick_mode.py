@@ -20,12 +20,11 @@ from ..wire.payloads import Hash, Identification, KeyExchange, Nonce, NotifyType
 from ..wire.proposal import Proposal, Protocol
 from . import keying
 from .child_sa import ChildSa
-from .context import Context
+from .context import NONCE_OCTETS, Context
 from .events import SaEstablished
 from .groups import BadPublicValue, PrivateKey
-from .ike_sa import IkeSa, covered, require_hash
+from .ike_sa import IkeSa, Refused, covered, require_hash
 from .keying import HashAlgorithm, Skeyids
-from .main_mode import NONCE_OCTETS, Refused
 from .nat_traversal import Mode, NatStatus
 from .negotiation import EspOffer, choose_esp, offer_esp
 from .policy import Connection, EncapsulationPolicy
