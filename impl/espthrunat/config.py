@@ -14,7 +14,6 @@ import msgspec
 from .esp.suites import SUITES
 from .ike.groups import GROUPS, Group
 from .ike.identity import Identity, IdentityPattern
-from .ike.keying import HASHES
 from .ike.policy import Connection, EncapsulationPolicy, IkeSuite, Retransmission, Secret
 from .messages import Selector
 
@@ -210,13 +209,10 @@ class _Reader:
         return Secret(octets)
 
     def _ike_suite(self, key: str, name: str) -> IkeSuite:
-        match = re.fullmatch(r"aes(128|256)-([a-z0-9]+)-([a-z0-9]+)", name)
-        if match is None:
-            raise self._wrong(key, name, "a suite reads like aes128-sha256-ecp256")
-        hash_name, group_name = match[2], match[3]
-        if hash_name not in HASHES:
-            raise self._wrong(key, name, f"unknown hash {hash_name}; known are {', '.join(HASHES)}")
-        return IkeSuite(int(match[1]), HASHES[hash_name], self._group(key, group_name))
+        try:
+            return IkeSuite.from_name(name)
+        except ValueError as error:
+            raise self._wrong(key, name, str(error)) from None
 
     def _group(self, key: str, name: str) -> Group:
         return GROUPS[self._known(key, name, GROUPS)]

@@ -28,6 +28,13 @@ class Direction(enum.StrEnum):
     OUTBOUND = "out"
 
 
+class Mode(enum.StrEnum):
+    """What ESP protects (RFC 2401, 4.1)."""
+
+    TUNNEL = "tunnel"  # whole packets
+    TRANSPORT = "transport"  # the payload of the host's own packets
+
+
 class Encapsulation(enum.StrEnum):
     """What ESP travels in: UDP behind eight zero octets (the draft, clause 4.4), or bare IP protocol 50."""
 
@@ -61,7 +68,11 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
 
 
 class AddSa(msgspec.Struct, frozen=True, tag="add_sa"):
-    """Daemon to plane: use this SA from now on. The newest outbound SA of a policy is the one that is used."""
+    """Daemon to plane: use this SA from now on. The newest outbound SA of a policy is the one that is used.
+
+    In transport mode several peers may share a policy and an address, behind one NAT: each flow keeps to the newest SA
+    of the path that it came by.
+    """
 
     spi: int
     direction: Direction
@@ -71,6 +82,10 @@ class AddSa(msgspec.Struct, frozen=True, tag="add_sa"):
     encapsulation: Encapsulation
     selector: Selector
     policy: str  # the policy that outbound traffic reaches this SA by; for inbound SAs, a label
+    mode: Mode = Mode.TUNNEL
+    soft_octets: int = 0  # of inner packets, after which Expire(hard=False) is said once; 0 for never
+    hard_octets: int = 0  # after which the SA carries nothing more; 0 for never
+    rebinding: bool = False  # inbound: follow the peer to where an authentic, fresh packet comes from
 
 
 class DeleteSa(msgspec.Struct, frozen=True, tag="delete_sa"):
@@ -84,12 +99,14 @@ class DeleteSa(msgspec.Struct, frozen=True, tag="delete_sa"):
 class AddPolicy(msgspec.Struct, frozen=True, tag="add_policy"):
     """Daemon to plane: traffic of this selector must be protected; without an SA it is dropped and acquired.
 
-    The remote network is routed into the TUN device; `source` is the address the host prefers for it ("" for none).
+    Such traffic is routed into the TUN device, our own IKE and ESP excepted; `source` is the address the host prefers
+    for it ("" for none).
     """
 
     policy: str
     selector: Selector
     source: str = ""
+    mode: Mode = Mode.TUNNEL
 
 
 class DeletePolicy(msgspec.Struct, frozen=True, tag="delete_policy"):
@@ -111,6 +128,34 @@ class Expire(msgspec.Struct, frozen=True, tag="expire"):
     direction: Direction
     reason: Literal["octets", "sequence"]
     hard: bool
+
+
+class Used(msgspec.Struct, frozen=True, tag="used"):
+    """Plane to daemon, once for each inbound SA: it has carried an authentic packet."""
+
+    spi: int
+    path: Path
+
+
+class Rebound(msgspec.Struct, frozen=True, tag="rebound"):
+    """Plane to daemon: an authentic, fresh packet of a rebinding SA came from elsewhere.
+
+    That inbound SA, and the outbound SAs to `old`, now have the path `new`.
+    """
+
+    spi: int
+    old: Path
+    new: Path
+
+
+class Keepalive(msgspec.Struct, frozen=True, tag="keepalive"):
+    """Daemon to plane: send a keepalive on this path whenever nothing else was sent for `interval` seconds.
+
+    An interval of 0 ends it. The draft, 4.3.
+    """
+
+    path: Path
+    interval: float
 
 
 class Datagrams(msgspec.Struct, frozen=True, tag="datagrams"):
@@ -145,8 +190,8 @@ class Stats(msgspec.Struct, frozen=True, tag="stats"):
     sas: list[SaStats]
 
 
-ToPlane = Configure | AddSa | DeleteSa | AddPolicy | DeletePolicy | Datagrams | GetStats
-FromPlane = Ready | Acquire | Expire | Datagrams | Stats
+ToPlane = Configure | AddSa | DeleteSa | AddPolicy | DeletePolicy | Keepalive | Datagrams | GetStats
+FromPlane = Ready | Acquire | Expire | Used | Rebound | Datagrams | Stats
 
 MAX_MESSAGE = 200_000  # octets; below the kernel's default socket buffer of 212,992
 

@@ -12,9 +12,8 @@ from espthrunat.esp.suites import SUITES
 from espthrunat.ike import events, groups
 from espthrunat.ike.child_sa import ChildSa
 from espthrunat.ike.endpoint import Endpoint
-from espthrunat.ike.groups import GROUPS, Group, PrivateKey
+from espthrunat.ike.groups import Group, PrivateKey
 from espthrunat.ike.identity import Identity, IdentityPattern
-from espthrunat.ike.keying import HASHES
 from espthrunat.ike.policy import Connection, IkeSuite, Retransmission, Secret
 from espthrunat.messages import Direction, Path, Selector
 
@@ -37,18 +36,13 @@ class RepeatableEntropy:
         return groups.from_private_value(group, self._random.getrandbits(255) | 1)
 
 
-def ike_suite(name: str) -> IkeSuite:
-    cipher, hash_, group = name.split("-")
-    return IkeSuite(int(cipher.removeprefix("aes")), HASHES[hash_], GROUPS[group])
-
-
 INITIATOR = Connection(
     name="server",
     remote=SERVER,
     local_identity=Identity.from_text("client1.example"),
     remote_identity=IdentityPattern("server.example"),
     secret=Secret(b"a key for tests"),
-    ike_suites=(ike_suite("aes128-sha256-ecp256"),),
+    ike_suites=(IkeSuite.from_name("aes128-sha256-ecp256"),),
     esp_suites=(SUITES["aes128gcm16"],),
     selector=Selector(f"{CLIENT}/32", "10.99.0.1/32"),
     retransmission=Retransmission(first=0.5, factor=2.0, tries=5),

@@ -7,10 +7,11 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from ike_world import INITIATOR, RESPONDER, SERVER, World, ike_suite, intact
+from ike_world import INITIATOR, RESPONDER, SERVER, World, intact
 from test_hostile import mutations
 
 from espthrunat.ike import authentication, events, keying, main_mode_responder, quick_mode
+from espthrunat.ike.policy import IkeSuite
 from espthrunat.messages import Encapsulation, Path
 from espthrunat.wire.isakmp import ExchangeType, parse_header
 from espthrunat.wire.payloads import Delete, Hash
@@ -27,7 +28,7 @@ def established(world: World) -> int:
 
 def test_an_offer_that_was_changed_on_the_way_is_noticed_by_hash_i() -> None:
     """Someone on the path strips the stronger suite: keys still agree, only HASH_I covers what was offered."""
-    both = tuple(ike_suite(s) for s in ("aes256-sha512-ecp384", "aes128-sha256-ecp256"))
+    both = tuple(IkeSuite.from_name(s) for s in ("aes256-sha512-ecp384", "aes128-sha256-ecp256"))
     short = World(replace(INITIATOR, ike_suites=both[1:]))
     short.client.initiate("server", 0.0)
     weak_offer = short.client.datagrams_to_send()[0][0][8:]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from espthrunat.config import ConfigError, load
-from espthrunat.ike.policy import EncapsulationPolicy
+from espthrunat.ike.policy import EncapsulationPolicy, Secret
 
 GOOD = """
 [local]
@@ -83,7 +83,7 @@ def test_a_wrong_secret_is_not_shown(tmp_path: Path) -> None:
 def test_a_key_may_stand_in_a_file_beside_the_configuration(tmp_path: Path) -> None:
     (tmp_path / "key").write_bytes(b"from a file\n")
     config = load(write(tmp_path, GOOD.replace('psk = "correct horse battery staple"', 'psk_file = "key"')))
-    assert config.connections[0].secret.octets == b"from a file"
+    assert config.connections[0].secret == Secret(b"from a file")
     assert "from a file" not in repr(config)
 
 

@@ -6,13 +6,13 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from ike_world import INITIATOR, RESPONDER, SERVER, Nat, World, ike_suite, intact
+from ike_world import INITIATOR, RESPONDER, SERVER, Nat, World, intact
 
 from espthrunat.esp.suites import SUITES
 from espthrunat.ike import events
 from espthrunat.ike.groups import GROUPS
 from espthrunat.ike.identity import Identity, IdentityPattern
-from espthrunat.ike.policy import EncapsulationPolicy, Secret
+from espthrunat.ike.policy import EncapsulationPolicy, IkeSuite, Secret
 from espthrunat.messages import Encapsulation, Path, Selector
 
 MESSAGES = 9  # Main Mode has six, Quick Mode three
@@ -78,7 +78,7 @@ def test_a_policy_without_udp_says_that_the_nat_is_in_its_way() -> None:
     ],
 )
 def test_every_hash_key_length_and_group_works(suite: str) -> None:
-    suites = (ike_suite(suite),)
+    suites = (IkeSuite.from_name(suite),)
     world = World(replace(INITIATOR, ike_suites=suites), replace(RESPONDER, ike_suites=suites)).connect()
     assert world.up
 
@@ -101,7 +101,7 @@ def test_pfs_gives_other_keys_than_none() -> None:
 
 
 def test_the_responder_takes_the_first_suite_that_it_allows() -> None:
-    offered = tuple(ike_suite(s) for s in ("aes256-sha512-modp4096", "aes128-sha256-ecp256"))
+    offered = tuple(IkeSuite.from_name(s) for s in ("aes256-sha512-modp4096", "aes128-sha256-ecp256"))
     world = World(replace(INITIATOR, ike_suites=offered)).connect()
     assert world.up
     assert [e.suite for e in world.client_events if isinstance(e, events.IkeSaEstablished)] == ["aes128-sha256-ecp256"]
@@ -224,7 +224,7 @@ def test_a_client_gets_no_traffic_but_what_static_policy_gives_it(stolen: str) -
 
 
 def test_no_common_ike_suite_is_named_at_both_ends() -> None:
-    world = World(replace(INITIATOR, ike_suites=(ike_suite("aes256-sha512-modp4096"),))).connect()
+    world = World(replace(INITIATOR, ike_suites=(IkeSuite.from_name("aes256-sha512-modp4096"),))).connect()
     assert "no IKE suite that is allowed" in world.reasons(world.server_events)
     assert "NO-PROPOSAL-CHOSEN (not authenticated)" in world.reasons(world.client_events)
 

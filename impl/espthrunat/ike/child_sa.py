@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ..esp.suites import EspSuite
-from ..messages import Encapsulation, Path, Selector
+from ..messages import Encapsulation, Mode, Path, Selector
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,3 +22,11 @@ class ChildSa:
     inbound_keymat: bytes = field(repr=False)
     outbound_keymat: bytes = field(repr=False)
     expires: float = float("inf")  # on the endpoint's clock, seconds
+    mode: Mode = Mode.TUNNEL
+    octets: int = 0  # of inner packets that each direction may carry; 0 for any number
+    initiator: bool = True  # of the Quick Mode that made it
+
+    @property
+    def policy(self) -> str:
+        """The data plane's policy that leads to it: in transport mode one for each address of a peer."""
+        return self.connection if self.mode == Mode.TUNNEL else f"{self.connection}@{self.path.remote}"

@@ -64,11 +64,44 @@ class SaEstablished:
 
 
 @dataclass(frozen=True, slots=True)
+class SaRetired:
+    """A pair of ESP SAs was replaced: nothing more may be sent on it, but what is under way is still accepted."""
+
+    child: ChildSa
+
+
+@dataclass(frozen=True, slots=True)
 class SaDeleted:
     """A pair of ESP SAs must no longer be used."""
 
     child: ChildSa
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeepaliveWanted:
+    """Keepalives must go out on this path, one each `interval` seconds without other traffic; 0 ends them (4.3)."""
+
+    path: Path
+    interval: float
+
+
+@dataclass(frozen=True, slots=True)
+class PeerMoved:
+    """A peer's SAs have followed it to another outer address or port; only policy `rebinding` allows that."""
+
+    connection: str
+    old: Path
+    new: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Warned:
+    """Something that works and yet deserves a warning."""
+
+    connection: str
+    path: Path
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +137,11 @@ Event = (
     | IkeSaEstablished
     | IkeSaDeleted
     | SaEstablished
+    | SaRetired
     | SaDeleted
+    | KeepaliveWanted
+    | PeerMoved
+    | Warned
     | AuthenticationFailed
     | ExchangeFailed
     | DatagramRefused

@@ -57,6 +57,8 @@ class IkeSa:
     children: list[ChildSa] = field(default_factory=list)
     candidates: tuple[Connection, ...] = ()  # what the proven identity and key may use, for a responder
     used_message_ids: set[int] = field(default_factory=set)
+    peer_knows_dpd: bool = False  # the peer has sent the vendor ID of RFC 3706
+    initial_contact: bool = False  # the peer has said, protected, that it has no other SAs with us
 
     @property
     def peer_knows_method(self) -> bool:

@@ -12,9 +12,31 @@ import hmac
 from dataclasses import dataclass, field
 
 
+class IkeCipher(enum.IntEnum):
+    """The cipher of phase 1. Values are the Encryption Algorithm attribute's (RFC 2409, A; RFC 3602)."""
+
+    TRIPLE_DES_CBC = 5
+    AES_CBC = 7
+
+    @property
+    def text(self) -> str:
+        """How suite names begin."""
+        return "aes" if self is IkeCipher.AES_CBC else "3des"
+
+    @property
+    def block_octets(self) -> int:
+        """Of a block, and so of an IV."""
+        return 16 if self is IkeCipher.AES_CBC else 8
+
+    def key_octets(self, key_bits: int) -> int:
+        """Of the key; 3DES has one size (RFC 2451)."""
+        return key_bits // 8 if self is IkeCipher.AES_CBC else 24
+
+
 class HashAlgorithm(enum.IntEnum):
     """The negotiated hash; the prf is its HMAC. Values are the Hash Algorithm attribute's (RFC 2409, A; RFC 4868)."""
 
+    MD5 = 1
     SHA1 = 2
     SHA256 = 4
     SHA384 = 5
@@ -32,6 +54,7 @@ class HashAlgorithm(enum.IntEnum):
 
 
 _DIGEST_OCTETS = {
+    HashAlgorithm.MD5: 16,
     HashAlgorithm.SHA1: 20,
     HashAlgorithm.SHA256: 32,
     HashAlgorithm.SHA384: 48,

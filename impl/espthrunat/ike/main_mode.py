@@ -26,9 +26,9 @@ from .context import NONCE_OCTETS, Context
 from .events import AuthenticationFailed, IkeSaEstablished, NatDetected, Phase1Keys
 from .groups import BadPublicValue, PrivateKey
 from .identity import Identity
+from .ike_offers import choose_ike, offer_ike
 from .ike_sa import IkeSa, NotAuthentic, Refused, open_clear
 from .nat_traversal import NatStatus
-from .negotiation import choose_ike, offer_ike
 from .policy import Connection
 from .retransmission import Retransmitter
 
@@ -152,6 +152,7 @@ class MainModeInitiator:
             message.one(Nonce).data,
             shared,
         )
+        assert self._connection.secret is not None
         secrets = authentication.derive(self.sa.suite, self._connection.secret, self._said)
         self._secrets = secrets
         self.sa.keys, self.sa.cipher_key = secrets.keys, secrets.cipher_key

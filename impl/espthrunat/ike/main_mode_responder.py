@@ -30,9 +30,9 @@ from .context import NONCE_OCTETS, Context
 from .events import AuthenticationFailed, ExchangeFailed, IkeSaEstablished, NatDetected, Phase1Keys
 from .groups import BadPublicValue, PrivateKey
 from .identity import Identity
+from .ike_offers import choose_ike
 from .ike_sa import IkeSa, NotAuthentic, Refused, open_clear
 from .nat_traversal import NatStatus
-from .negotiation import choose_ike
 from .policy import Connection, Secret
 
 HALF_OPEN_SECONDS = 60.0
@@ -214,7 +214,7 @@ class MainModeResponder:
         """The first candidate key under which message 5 is authentic; the tries are as many as there are keys."""
         sa = self.sa
         assert sa.suite is not None
-        distinct = list(dict.fromkeys(c.secret for c in self._connections))
+        distinct = list(dict.fromkeys(c.secret for c in self._connections if c.secret is not None))
         self._why = f"decrypts with none of {len(distinct)} pre-shared keys: the keys differ"
         iv = authentication.first_iv(sa.suite, said)
         for secret in distinct:

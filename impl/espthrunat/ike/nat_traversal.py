@@ -13,7 +13,7 @@ import struct
 from dataclasses import dataclass
 from typing import Protocol
 
-from ..messages import Encapsulation, Path
+from ..messages import Encapsulation, Mode, Path
 from ..wire.errors import ParseError
 from ..wire.isakmp import Chain
 from ..wire.payloads import NatDiscovery, Payload, VendorId
@@ -27,13 +27,6 @@ class NatStatus(enum.StrEnum):
     UNKNOWN = "unknown"  # not finished, or the peer does not know the method
     NONE = "none"
     DETECTED = "detected"
-
-
-class Mode(enum.StrEnum):
-    """What ESP protects: whole packets, or the payload of the host's own."""
-
-    TUNNEL = "tunnel"
-    TRANSPORT = "transport"
 
 
 _PLAIN_MODES = {1: Mode.TUNNEL, 2: Mode.TRANSPORT}  # RFC 2407, 4.5

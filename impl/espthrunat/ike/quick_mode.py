@@ -13,7 +13,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from ..messages import Direction, Encapsulation, Selector
+from ..messages import Direction, Encapsulation, Mode, Selector
 from ..wire.errors import ParseError
 from ..wire.isakmp import Chain, ExchangeType, Header, encode_payloads
 from ..wire.payloads import Hash, Identification, KeyExchange, Nonce, NotifyType, Payload, SecurityAssociation
@@ -21,12 +21,12 @@ from ..wire.proposal import Proposal, Protocol
 from . import keying
 from .child_sa import ChildSa
 from .context import NONCE_OCTETS, Context
+from .esp_offers import EspOffer, choose_esp, offer_esp
 from .events import SaEstablished
 from .groups import BadPublicValue, PrivateKey
 from .ike_sa import IkeSa, Refused, covered, require_hash
 from .keying import HashAlgorithm, Skeyids
-from .nat_traversal import Mode, NatStatus
-from .negotiation import EspOffer, choose_esp, offer_esp
+from .nat_traversal import NatStatus
 from .policy import Connection, EncapsulationPolicy
 from .retransmission import Retransmitter
 from .traffic import network_of, payload_of
