@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from espthrunat.esp.sa import OutboundSa
-from espthrunat.esp.suites import SUITES, EspSuite
+from espthrunat.esp.suites import NULL, SUITES, EspSuite
 
+AUTHENTICATION_KEY_OCTETS = {None: 0, 1: 16, 2: 20, 5: 32, 6: 48, 7: 64}  # RFC 2403, 2404 and 4868
 every_suite = pytest.mark.parametrize("suite", SUITES.values(), ids=SUITES)
 
 
@@ -17,6 +18,17 @@ every_suite = pytest.mark.parametrize("suite", SUITES.values(), ids=SUITES)
         ("aes256gcm16", 20, 256, None, 36),
         ("aes128-sha256", 12, 128, 5, 48),
         ("aes256-sha256", 12, 256, 5, 64),
+        ("aes128-sha1", 12, 128, 2, 36),
+        ("aes256-sha1", 12, 256, 2, 52),
+        ("aes128-md5", 12, 128, 1, 32),
+        ("3des-sha1", 3, 0, 2, 44),
+        ("3des-md5", 3, 0, 1, 40),
+        ("3des-sha256", 3, 0, 5, 56),
+        ("null-sha1", 11, 0, 2, 20),
+        ("null-md5", 11, 0, 1, 16),
+        ("null-sha256", 11, 0, 5, 32),
+        ("aes256-sha384", 12, 256, 6, 80),
+        ("aes256-sha512", 12, 256, 7, 96),
     ],
 )
 def test_what_is_negotiated(
@@ -33,7 +45,21 @@ def test_keymat_is_split_in_the_order_of_rfc_2409(suite: EspSuite) -> None:
     keymat = bytes(range(suite.keymat_octets))
     encryption, authentication = suite.split(keymat)
     assert encryption + authentication == keymat
-    assert len(authentication) == (0 if suite.authentication is None else 32)
+    assert len(authentication) == AUTHENTICATION_KEY_OCTETS[suite.authentication]
+
+
+def test_legacy_suites_are_named() -> None:
+    modern = {name for name, suite in SUITES.items() if not suite.legacy}
+    assert modern == {
+        *("aes128gcm16", "aes256gcm16"),
+        *("aes128-sha256", "aes256-sha256", "aes256-sha384", "aes256-sha512"),
+    }
+
+
+def test_nothing_comes_without_encryption_and_authentication() -> None:
+    with pytest.raises(ValueError, match="neither encrypt nor authenticate"):
+        EspSuite("null", NULL, 0)
+    assert all(suite.icv_octets >= 12 for suite in SUITES.values())
 
 
 @every_suite

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.decrepit.ciphers.algorithms import TripleDES
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from espthrunat.esp.sa import InboundSa, OutboundSa
-from espthrunat.esp.suites import AES_CBC, AES_GCM_16, SUITES, EspSuite
-from espthrunat.esp.transforms import CbcHmac, make_transform
+from espthrunat.esp.suites import AES_CBC, AES_GCM_16, HMAC_SHA2_256_128, SUITES, TRIPLE_DES_CBC, EspSuite
+from espthrunat.esp.transforms import Integrity, make_transform
 
 VECTORS = Path(__file__).parent / "vectors"
 
@@ -55,4 +57,49 @@ def test_cbc_packets(vector: dict[str, Any], monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("vector", load("esp_hmac_sha256_128.json", "vectors"), ids=lambda vector: vector["case"])
 def test_hmac_sha2_256_128(vector: dict[str, Any]) -> None:
     key, data, icv = octets(vector, "key", "data", "icv")
-    assert CbcHmac(SUITES["aes128-sha256"], bytes(16), key)._icv(data) == icv
+    assert Integrity(HMAC_SHA2_256_128, key).icv(data) == icv
+
+
+@pytest.mark.parametrize("vector", load("esp_hmac_others.json", "vectors"), ids=lambda vector: vector["case"])
+def test_other_hmacs(vector: dict[str, Any]) -> None:
+    key, data, icv = octets(vector, "key", "data", "icv")
+    (authenticator,) = {
+        s.authenticator for s in SUITES.values() if s.authenticator and s.authenticator.hash == vector["hash"]
+    }
+    assert authenticator.key_octets == len(key)
+    assert Integrity(authenticator, key).icv(data) == icv
+
+
+def test_every_authenticator_has_published_vectors() -> None:
+    published = {vector["hash"] for vector in load("esp_hmac_others.json", "vectors")} | {"sha256"}
+    assert {suite.authenticator.hash for suite in SUITES.values() if suite.authenticator} == published
+
+
+@pytest.mark.parametrize("vector", load("triple_des_cbc.json", "cases"), ids=lambda vector: vector["case"])
+def test_triple_des_cbc(vector: dict[str, Any]) -> None:
+    key, iv, plaintext, ciphertext = octets(vector, "key", "iv", "plain", "cipher")
+    header = bytes(8)
+    transform = make_transform(EspSuite("without authentication", TRIPLE_DES_CBC, 0), key)
+    seed = Cipher(TripleDES(key), modes.ECB()).decryptor().update(iv)
+    assert transform.seal(header, seed, plaintext) == header + iv + ciphertext
+    assert transform.open(header + iv + ciphertext) == plaintext
+
+
+@pytest.mark.parametrize(("name", "icv_octets"), [("null-md5", 12), ("null-sha1", 12), ("null-sha256", 16)])
+def test_null_shows_the_packet_and_protects_it(name: str, icv_octets: int) -> None:
+    suite, spi = SUITES[name], 0x01020304
+    key = bytes(range(suite.keymat_octets))
+    (packet,) = OutboundSa(spi, suite, key).seal([b"8 octets"])
+    # 8 octets and the trailer's 2 make 10: 2 more align them to 4 (RFC 2406, 2.4)
+    covered = b"\1\2\3\4" + b"\0\0\0\1" + b"8 octets" + b"\1\2" + b"\2\4"
+    assert packet == covered + hmac.digest(key, covered, name.removeprefix("null-"))[:icv_octets]
+
+
+@pytest.mark.parametrize("suite", SUITES.values(), ids=SUITES)
+def test_what_was_changed_gives_no_plaintext(suite: EspSuite) -> None:
+    keymat = bytes(range(suite.keymat_octets))
+    (packet,) = OutboundSa(1, suite, keymat).seal([b"8 octets"])
+    transform = make_transform(suite, keymat)
+    assert transform.open(packet) is not None
+    for position in range(len(packet)):
+        assert transform.open(packet[:position] + bytes([packet[position] ^ 1]) + packet[position + 1 :]) is None

@@ -44,9 +44,17 @@ def pi_times_2_to(bits: int) -> int:
 
 
 @pytest.mark.parametrize(
-    ("name", "bits", "addend"), [("modp2048", 2048, 124476), ("modp3072", 3072, 1690314), ("modp4096", 4096, 240904)]
+    ("name", "bits", "addend"),
+    [
+        ("modp768", 768, 149686),
+        ("modp1024", 1024, 129093),
+        ("modp1536", 1536, 741804),
+        ("modp2048", 2048, 124476),
+        ("modp3072", 3072, 1690314),
+        ("modp4096", 4096, 240904),
+    ],
 )
-def test_primes_are_those_of_rfc_3526(name: str, bits: int, addend: int) -> None:
+def test_primes_are_those_of_rfc_2409_and_rfc_3526(name: str, bits: int, addend: int) -> None:
     prime = GROUPS[name].prime
     assert prime == 2**bits - 2 ** (bits - 64) - 1 + 2**64 * (pi_times_2_to(bits - 130) + addend)
     assert pow(2, prime // 2, prime) == 1  # 2 generates the subgroup of order (p - 1) / 2
@@ -54,6 +62,9 @@ def test_primes_are_those_of_rfc_3526(name: str, bits: int, addend: int) -> None
 
 def test_numbers_and_lengths_are_those_of_the_registry() -> None:
     assert {g.name: (g.number, g.public_octets, g.shared_octets) for g in GROUPS.values()} == {
+        "modp768": (1, 96, 96),
+        "modp1024": (2, 128, 128),
+        "modp1536": (5, 192, 192),
         "modp2048": (14, 256, 256),
         "modp3072": (15, 384, 384),
         "modp4096": (16, 512, 512),
@@ -61,7 +72,11 @@ def test_numbers_and_lengths_are_those_of_the_registry() -> None:
         "ecp384": (20, 96, 48),
     }
     assert all(groups.by_number(g.number) is g for g in GROUPS.values())
-    assert groups.by_number(2) is None
+    assert groups.by_number(3) is None  # a curve over GF(2^n), which nobody uses
+
+
+def test_groups_below_2048_bits_are_legacy() -> None:
+    assert {g.name for g in GROUPS.values() if g.legacy} == {"modp768", "modp1024", "modp1536"}
 
 
 @pytest.mark.parametrize("case", cases("dh_ecp.json"), ids=lambda c: c["group"])
@@ -77,6 +92,14 @@ def test_modp_vectors_of_nist(case: dict[str, Any]) -> None:
     group = GROUPS[case["group"]]
     assert f"{group.prime:x}" == case["prime"]
     assert (groups.from_private_value(group, int(case["x"], 16)).public.hex() == case["y"]) is case["valid"]
+
+
+@pytest.mark.parametrize("case", cases("dh_modp1024.json"), ids=lambda c: c["group"])
+def test_group_2_as_another_implementation_has_it(case: dict[str, Any]) -> None:
+    key = groups.from_private_value(GROUPS[case["group"]], int(case["x"], 16))
+    assert key.public.hex() == case["y"]
+    shared = key.exchange(bytes.fromhex(case["peer"]))
+    assert (len(shared), shared[0]) == (128, 0)
 
 
 @ALL

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from espthrunat.ike import keying
-from espthrunat.ike.keying import HASHES, HashAlgorithm, Skeyids
+from espthrunat.ike.keying import HASHES, HashAlgorithm, IkeCipher, Skeyids
 
 VECTORS = Path(__file__).parent / "vectors"
-SHA1, SHA256 = HashAlgorithm.SHA1, HashAlgorithm.SHA256
+MD5, SHA1, SHA256 = HashAlgorithm.MD5, HashAlgorithm.SHA1, HashAlgorithm.SHA256
 CKY_I, CKY_R = bytes.fromhex("1111111111111111"), bytes.fromhex("2222222222222222")
 G_XI, G_XR, SAI_B, IDII_B, IDIR_B = b"initiator public", b"responder public", b"offer", b"initiator", b"responder"
 NI_B, NR_B = b"nonce of initiator", b"nonce of responder"
@@ -53,8 +53,27 @@ def test_what_skeyid_makes(case: dict[str, Any]) -> None:
     )
 
 
+@pytest.mark.parametrize("case", cases("ikev1_hash_r.json"), ids=hash_of)
+def test_hash_r_of_exchanges_with_a_known_key(case: dict[str, Any]) -> None:
+    algorithm = HASHES[case["hash"]]
+    psk, ni_b, nr_b = (bytes.fromhex(case[name]) for name in ("psk", "ni_b", "nr_b"))
+    arguments = [bytes.fromhex(case[name]) for name in ("g_xi", "g_xr", "cky_i", "cky_r", "sai_b", "idir_b")]
+    skeyid = keying.skeyid_psk(algorithm, psk, ni_b, nr_b)
+    assert keying.hash_r(algorithm, skeyid, *arguments).hex() == case["hash_r"]
+    assert keying.hash_i(algorithm, skeyid, *arguments).hex() != case["hash_r"]
+
+
 def test_every_hash_has_published_vectors() -> None:
-    assert {hash_of(c) for c in cases("ikev1_skeyid_psk.json") + cases("ikev1_skeyid_sha512.json")} == set(HASHES)
+    names = ("ikev1_skeyid_psk.json", "ikev1_skeyid_sha512.json", "ikev1_hash_r.json")
+    assert {hash_of(case) for name in names for case in cases(name)} == set(HASHES)
+
+
+def test_what_skeyid_makes_with_md5() -> None:  # of which no vectors are known
+    seed = (b"\0g^xy", CKY_I, CKY_R)
+    d = by_formula(MD5, b"skeyid", *seed, b"\0")
+    a = by_formula(MD5, b"skeyid", d, *seed, b"\1")
+    e = by_formula(MD5, b"skeyid", a, *seed, b"\2")
+    assert keying.derive(MD5, b"skeyid", *seed) == Skeyids(d, a, e)
 
 
 @pytest.mark.parametrize("case", cases("ikev1_expansion.json"), ids=hash_of)
@@ -75,6 +94,26 @@ def test_aes_256_with_sha1_takes_the_expansion() -> None:
     skeyid_e = bytes(range(20))
     k1 = by_formula(SHA1, skeyid_e, b"\0")
     assert keying.cipher_key(SHA1, skeyid_e, 32) == (k1 + by_formula(SHA1, skeyid_e, k1))[:32]
+
+
+@pytest.mark.parametrize("algorithm", [MD5, SHA1])
+def test_3des_with_a_short_hash_takes_the_expansion(algorithm: HashAlgorithm) -> None:
+    skeyid_e = bytes(range(algorithm.octets))
+    k1 = by_formula(algorithm, skeyid_e, b"\0")
+    expected = (k1 + by_formula(algorithm, skeyid_e, k1))[:24]
+    assert keying.cipher_key(algorithm, skeyid_e, IkeCipher.TRIPLE_DES_CBC.key_octets(0)) == expected
+
+
+def test_3des_with_sha1_takes_the_published_expansion() -> None:
+    (case,) = (case for case in cases("ikev1_expansion.json") if case["hash"] == "sha1")
+    key = keying.cipher_key(SHA1, bytes.fromhex(case["key"]), IkeCipher.TRIPLE_DES_CBC.key_octets(0))
+    assert key.hex() == case["appendix_b"][:48]
+
+
+@pytest.mark.parametrize("algorithm", [SHA256, HashAlgorithm.SHA384, HashAlgorithm.SHA512])
+def test_3des_with_a_long_hash_takes_the_beginning_of_skeyid_e(algorithm: HashAlgorithm) -> None:
+    skeyid_e = bytes(range(algorithm.octets))
+    assert keying.cipher_key(algorithm, skeyid_e, IkeCipher.TRIPLE_DES_CBC.key_octets(0)) == skeyid_e[:24]
 
 
 @pytest.mark.parametrize("case", cases("ikev1_expansion.json"), ids=hash_of)
@@ -130,6 +169,8 @@ def test_initialisation_vectors(algorithm: HashAlgorithm) -> None:
     assert keying.phase1_iv(algorithm, G_XI, G_XR, block=8) == first[:8]
     later = keying.phase2_iv(algorithm, first, 0x01020304)
     assert later == hashlib.new(algorithm.text, first + b"\1\2\3\4").digest()[:16]
+    of_3des = keying.phase2_iv(algorithm, first[:8], 0x01020304)
+    assert of_3des == hashlib.new(algorithm.text, first[:8] + b"\1\2\3\4").digest()[:8]
 
 
 def test_a_message_id_of_more_than_32_bits_is_refused() -> None:
@@ -139,12 +180,14 @@ def test_a_message_id_of_more_than_32_bits_is_refused() -> None:
 
 def test_numbers_and_names_are_those_of_the_hash_algorithm_attribute() -> None:
     assert {a.text: (a.value, a.octets) for a in HashAlgorithm} == {
+        "md5": (1, 16),
         "sha1": (2, 20),
         "sha256": (4, 32),
         "sha384": (5, 48),
         "sha512": (6, 64),
     }
     assert all(hashlib.new(name).digest_size == algorithm.octets for name, algorithm in HASHES.items())
+    assert {algorithm for algorithm in HashAlgorithm if algorithm.legacy} == {MD5, SHA1}
 
 
 def test_no_repr_shows_a_key() -> None:

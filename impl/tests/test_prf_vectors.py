@@ -12,6 +12,7 @@ from espthrunat.ike import keying
 from espthrunat.ike.keying import HASHES
 
 VECTORS = Path(__file__).parent / "vectors"
+HMACS = ("prf_hmac_md5.json", "prf_hmac_sha1.json", "prf_hmac_sha2.json")
 
 
 def cases(name: str) -> list[dict[str, Any]]:
@@ -24,7 +25,7 @@ def name_of(case: dict[str, Any]) -> str:
     return f"{case.get('hash', 'aes')}-{case['case']}"
 
 
-@pytest.mark.parametrize("case", cases("prf_hmac_sha1.json") + cases("prf_hmac_sha2.json"), ids=name_of)
+@pytest.mark.parametrize("case", [case for name in HMACS for case in cases(name)], ids=name_of)
 def test_prf_is_the_hmac_of_rfc_2202_and_rfc_4231(case: dict[str, Any]) -> None:
     digest = keying.prf(HASHES[case["hash"]], bytes.fromhex(case["key"]), bytes.fromhex(case["data"]))
     assert digest.hex() == case["digest"]
@@ -32,7 +33,7 @@ def test_prf_is_the_hmac_of_rfc_2202_and_rfc_4231(case: dict[str, Any]) -> None:
 
 
 def test_every_hash_has_published_vectors() -> None:
-    assert {case["hash"] for case in cases("prf_hmac_sha1.json") + cases("prf_hmac_sha2.json")} == set(HASHES)
+    assert {case["hash"] for name in HMACS for case in cases(name)} == set(HASHES)
 
 
 @pytest.mark.parametrize("case", cases("ikev1_aes_cbc.json"), ids=name_of)

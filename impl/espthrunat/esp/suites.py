@@ -15,7 +15,9 @@ class Mode(enum.Enum):
     GCM = enum.auto()
     """Encrypts and authenticates at once (RFC 4106)."""
     CBC = enum.auto()
-    """Encrypts blocks behind a random IV (RFC 3602); authentication is another algorithm's work."""
+    """Encrypts blocks behind a random IV (RFC 2451, RFC 3602); authentication is another algorithm's work."""
+    NULL = enum.auto()
+    """Leaves the plaintext as it is (RFC 2410); only an authenticator protects it."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,10 @@ class Cipher:
     wireshark: str  # its name in the table esp_sa
     iv_octets: int
     alignment: int  # the ciphertext's length is a multiple of this
+    key_octets: int = 0  # of a cipher with keys of one size, which negotiates no length (RFC 2451)
     salt_octets: int = 0  # follows the key in KEYMAT
     icv_octets: int = 0  # of a cipher that authenticates by itself
+    legacy: bool = False  # only for peers that have nothing better
 
 
 @dataclass(frozen=True)
@@ -40,22 +44,41 @@ class Authenticator:
     wireshark: str  # its name in the table esp_sa
     key_octets: int
     icv_octets: int
+    legacy: bool = False  # only for peers that have nothing better
 
 
 AES_GCM_16 = Cipher(Mode.GCM, 20, "AES-GCM with 16 octet ICV [RFC4106]", 8, 4, salt_octets=4, icv_octets=16)
 AES_CBC = Cipher(Mode.CBC, 12, "AES-CBC [RFC3602]", 16, 16)
+TRIPLE_DES_CBC = Cipher(Mode.CBC, 3, "TripleDES-CBC [RFC2451]", 8, 8, key_octets=24, legacy=True)
+NULL = Cipher(Mode.NULL, 11, "NULL", 0, 4, legacy=True)
 
+HMAC_MD5_96 = Authenticator(1, "md5", "HMAC-MD5-96 [RFC2403]", 16, 12, legacy=True)
+HMAC_SHA1_96 = Authenticator(2, "sha1", "HMAC-SHA-1-96 [RFC2404]", 20, 12, legacy=True)
 HMAC_SHA2_256_128 = Authenticator(5, "sha256", "HMAC-SHA-256-128 [RFC4868]", 32, 16)
+HMAC_SHA2_384_192 = Authenticator(6, "sha384", "HMAC-SHA-384-192 [RFC4868]", 48, 24)
+HMAC_SHA2_512_256 = Authenticator(7, "sha512", "HMAC-SHA-512-256 [RFC4868]", 64, 32)
 
 
 @dataclass(frozen=True)
 class EspSuite:
-    """How one SA encrypts and authenticates; `key_bits` is the value of the attribute "Key Length"."""
+    """How one SA encrypts and authenticates. `key_bits` is the value of the attribute "Key Length"; 0 for none.
+
+    Raises ValueError if it would protect nothing: NULL without an authenticator (RFC 2406, 5).
+    """
 
     name: str
     cipher: Cipher
     key_bits: int
     authenticator: Authenticator | None = None
+
+    def __post_init__(self) -> None:
+        if self.cipher.mode is Mode.NULL and self.authenticator is None:
+            raise ValueError(f"{self.name} would neither encrypt nor authenticate")
+
+    @property
+    def legacy(self) -> bool:
+        """Whether a part of it is too weak, or protects too little, to be used without need."""
+        return self.cipher.legacy or (self.authenticator is not None and self.authenticator.legacy)
 
     @property
     def transform_id(self) -> int:
@@ -108,7 +131,7 @@ class EspSuite:
 
     @property
     def _encryption_octets(self) -> int:
-        return self.key_bits // 8 + self.cipher.salt_octets
+        return self.key_bits // 8 + self.cipher.key_octets + self.cipher.salt_octets
 
 
 SUITES: dict[str, EspSuite] = {
@@ -118,5 +141,16 @@ SUITES: dict[str, EspSuite] = {
         EspSuite("aes256gcm16", AES_GCM_16, 256),
         EspSuite("aes128-sha256", AES_CBC, 128, HMAC_SHA2_256_128),
         EspSuite("aes256-sha256", AES_CBC, 256, HMAC_SHA2_256_128),
+        EspSuite("aes128-sha1", AES_CBC, 128, HMAC_SHA1_96),
+        EspSuite("aes256-sha1", AES_CBC, 256, HMAC_SHA1_96),
+        EspSuite("aes128-md5", AES_CBC, 128, HMAC_MD5_96),
+        EspSuite("3des-sha1", TRIPLE_DES_CBC, 0, HMAC_SHA1_96),
+        EspSuite("3des-md5", TRIPLE_DES_CBC, 0, HMAC_MD5_96),
+        EspSuite("3des-sha256", TRIPLE_DES_CBC, 0, HMAC_SHA2_256_128),
+        EspSuite("null-sha1", NULL, 0, HMAC_SHA1_96),
+        EspSuite("null-md5", NULL, 0, HMAC_MD5_96),
+        EspSuite("null-sha256", NULL, 0, HMAC_SHA2_256_128),
+        EspSuite("aes256-sha384", AES_CBC, 256, HMAC_SHA2_384_192),
+        EspSuite("aes256-sha512", AES_CBC, 256, HMAC_SHA2_512_256),
     )
 }

@@ -7,15 +7,25 @@ from collections.abc import Callable
 from typing import Protocol
 
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.decrepit.ciphers.algorithms import TripleDES
 from cryptography.hazmat.primitives import hashes, hmac
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.constant_time import bytes_eq
 
-from .suites import AES_CBC, HEADER_OCTETS, EspSuite, Mode
+from .suites import AES_CBC, HEADER_OCTETS, TRIPLE_DES_CBC, Authenticator, EspSuite, Mode
 
-_HASHES: dict[str, type[hashes.HashAlgorithm]] = {"sha256": hashes.SHA256}
-_BLOCK_CIPHERS: dict[int, Callable[[bytes], algorithms.AES]] = {AES_CBC.transform_id: algorithms.AES}
+_HASHES: dict[str, type[hashes.HashAlgorithm]] = {
+    "md5": hashes.MD5,
+    "sha1": hashes.SHA1,
+    "sha256": hashes.SHA256,
+    "sha384": hashes.SHA384,
+    "sha512": hashes.SHA512,
+}
+_BLOCK_CIPHERS: dict[int, Callable[[bytes], algorithms.AES | TripleDES]] = {
+    AES_CBC.transform_id: algorithms.AES,
+    TRIPLE_DES_CBC.transform_id: TripleDES,
+}
 
 
 class Transform(Protocol):
@@ -60,22 +70,42 @@ class Gcm:
             return None
 
 
+class Integrity:
+    """An HMAC over all of an ESP packet before its ICV (RFC 2406, 2.7), or nothing."""
+
+    def __init__(self, authenticator: Authenticator | None, key: bytes) -> None:
+        self._icv_octets = authenticator.icv_octets if authenticator else 0
+        self._hmac = hmac.HMAC(key, _HASHES[authenticator.hash]()) if authenticator else None
+
+    def icv(self, covered: bytes) -> bytes:
+        """What goes behind `covered`, the packet from its SPI on."""
+        if self._hmac is None:
+            return b""
+        context = self._hmac.copy()
+        context.update(covered)
+        return context.finalize()[: self._icv_octets]
+
+    def checked(self, packet: bytes) -> bytes | None:
+        """The packet without its ICV; None if that is wrong."""
+        end = len(packet) - self._icv_octets
+        covered = packet[:end]
+        return covered if bytes_eq(self.icv(covered), packet[end:]) else None
+
+
 class CbcHmac:
-    """A block cipher in CBC mode (RFC 2451, RFC 3602), and an HMAC over all before the ICV (RFC 2406, 2.7) or nothing.
+    """A block cipher in CBC mode (RFC 2451, RFC 3602), and an HMAC or nothing.
 
     Making a cipher costs more than using it, so one runs on through all packets. Before a packet's plaintext it
     is fed a block of fresh randomness, whose ciphertext then is the packet's IV: as unpredictable as the block was.
     """
 
-    def __init__(self, suite: EspSuite, key: bytes, authentication_key: bytes) -> None:
-        authenticator = suite.authenticator
+    def __init__(self, suite: EspSuite, key: bytes, integrity: Integrity) -> None:
         self._block_octets = suite.iv_octets
         # The initial IV only reaches the ciphertext of the random block, which nobody decrypts.
         cipher = Cipher(_BLOCK_CIPHERS[suite.transform_id](key), modes.CBC(bytes(self._block_octets)))
         self._encrypt = cipher.encryptor().update
         self._decrypt = cipher.decryptor().update
-        self._icv_octets = authenticator.icv_octets if authenticator else 0
-        self._hmac = hmac.HMAC(authentication_key, _HASHES[authenticator.hash]()) if authenticator else None
+        self._integrity = integrity
 
     def seed(self, sequence: int) -> bytes:
         """A block of the system's randomness."""
@@ -84,21 +114,33 @@ class CbcHmac:
     def seal(self, header: bytes, seed: bytes, plaintext: bytes) -> bytes:
         """See `Transform.seal`; the IV is the encrypted `seed`."""
         covered = header + self._encrypt(seed + plaintext)
-        return covered + self._icv(covered)
+        return covered + self._integrity.icv(covered)
 
     def open(self, packet: bytes) -> bytes | None:
         """See `Transform.open`."""
-        end = len(packet) - self._icv_octets
-        if not bytes_eq(self._icv(packet[:end]), packet[end:]):
-            return None
-        return self._decrypt(packet[HEADER_OCTETS:end])[self._block_octets :]
+        covered = self._integrity.checked(packet)
+        return None if covered is None else self._decrypt(covered[HEADER_OCTETS:])[self._block_octets :]
 
-    def _icv(self, covered: bytes) -> bytes:
-        if self._hmac is None:
-            return b""
-        context = self._hmac.copy()
-        context.update(covered)
-        return context.finalize()[: self._icv_octets]
+
+class NullHmac:
+    """No encryption and no IV (RFC 2410), and an HMAC."""
+
+    def __init__(self, integrity: Integrity) -> None:
+        self._integrity = integrity
+
+    def seed(self, sequence: int) -> bytes:
+        """Nothing."""
+        return b""
+
+    def seal(self, header: bytes, seed: bytes, plaintext: bytes) -> bytes:
+        """See `Transform.seal`."""
+        covered = header + plaintext
+        return covered + self._integrity.icv(covered)
+
+    def open(self, packet: bytes) -> bytes | None:
+        """See `Transform.open`."""
+        covered = self._integrity.checked(packet)
+        return None if covered is None else covered[HEADER_OCTETS:]
 
 
 def make_transform(suite: EspSuite, keymat: bytes) -> Transform:
@@ -107,4 +149,7 @@ def make_transform(suite: EspSuite, keymat: bytes) -> Transform:
     if suite.cipher.mode is Mode.GCM:
         salt = len(encryption) - suite.cipher.salt_octets
         return Gcm(encryption[:salt], encryption[salt:])
-    return CbcHmac(suite, encryption, authentication)
+    integrity = Integrity(suite.authenticator, authentication)
+    if suite.cipher.mode is Mode.NULL:
+        return NullHmac(integrity)
+    return CbcHmac(suite, encryption, integrity)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -49,6 +50,7 @@ class Context:
     timers: Timers
     spi_in_use: Callable[[int], bool]
     method: NatTraversal = field(default_factory=default_method)
+    wall_clock: Callable[[], float] = time.time  # seconds since 1970: certificates are valid by the calendar
 
     def cookie(self) -> bytes:
         """An ISAKMP cookie: unpredictable, never zero (zero is ESP's marker)."""

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Sequence
 
-from ..messages import Path
+from ..messages import Direction, Path
 from ..wire.errors import ParseError
 from ..wire.isakmp import HEADER_OCTETS, ExchangeType, Header, parse_header, parse_payloads
 from ..wire.payloads import Notification
 from . import informational
+from .admission import Admission, Limits
+from .aggressive_mode import AggressiveModeInitiator
+from .aggressive_mode_responder import AggressiveModeResponder
 from .child_sa import ChildSa
 from .context import Context, Entropy, SystemEntropy
-from .events import DatagramRefused, Event, ExchangeFailed, IkeSaDeleted, SaDeleted
+from .events import DatagramRefused, Event, ExchangeFailed
 from .ike_sa import IkeSa, NotAuthentic, Refused
 from .main_mode import MainModeInitiator
 from .main_mode_responder import MainModeResponder
-from .policy import Connection
-from .quick_mode import PolicyRefusal, QuickMode
-from .quick_mode import State as QuickState
+from .policy import Connection, Rebinding
+from .quick_mode import PolicyRefusal
+from .sa_keeper import SaKeeper
+from .sa_table import Pair, PairTable, Phase1, Phase1Table
 from .timers import Timers
 
-MAX_HALF_OPEN = 1000
 MAX_MESSAGE_IDS = 10_000  # per phase 1 SA; then the peer must begin a new one
-
-MainMode = MainModeInitiator | MainModeResponder
+PHASE1 = (ExchangeType.MAIN, ExchangeType.AGGRESSIVE)
 
 
 class Endpoint:
@@ -34,33 +36,37 @@ class Endpoint:
     """
 
     def __init__(
-        self, local: tuple[str, int], connections: Sequence[Connection], entropy: Entropy | None = None
+        self,
+        local: tuple[str, int],
+        connections: Sequence[Connection],
+        entropy: Entropy | None = None,
+        limits: Limits | None = None,
     ) -> None:
         self.connections = {connection.name: connection for connection in connections}
-        self._local = local
+        self._limits = limits or Limits()
+        self._admission = Admission(self._limits)
         self._out: list[tuple[bytes, Path]] = []
         self._events: deque[Event] = deque()
         self._timers = Timers()
-        self._phase1: OrderedDict[tuple[bytes, Path], MainMode] = OrderedDict()
-        self._quick: dict[tuple[IkeSa, int], QuickMode] = {}
-        self._children: dict[int, tuple[IkeSa, ChildSa]] = {}  # by our inbound SPI
-        self._confirmed: set[int] = set()  # inbound SPIs of the pairs that both ends may send on
+        self._phase1 = Phase1Table()
+        self._pairs = PairTable()
         self._context = Context(
             entropy or SystemEntropy(),
             send=lambda data, path: self._out.append((data, path)),
             emit=self._events.append,
             timers=self._timers,
-            spi_in_use=self._children.__contains__,
+            spi_in_use=self._pairs.__contains__,
         )
+        self._keeper = SaKeeper(self._context, local, self.connections, self._phase1, self._pairs)
 
-    # what the caller does
+    # datagrams, time, events
 
     def receive_datagram(self, data: bytes, path: Path, now: float) -> None:
         """Take an IKE datagram that came in on `path`. Whatever it holds, it raises nothing."""
         try:
             header = parse_header(data)
-            if header.exchange == ExchangeType.MAIN:
-                self._on_main_mode(header, data, path, now)
+            if header.exchange in PHASE1:
+                self._on_phase1(header, data, path, now)
             elif header.exchange == ExchangeType.QUICK:
                 self._on_quick_mode(header, data, path, now)
             elif header.exchange == ExchangeType.INFORMATIONAL:
@@ -91,139 +97,232 @@ class Endpoint:
         """The next thing that happened, or None."""
         return self._events.popleft() if self._events else None
 
+    # what the host wants
+
     def initiate(self, name: str, now: float) -> None:
         """Bring a connection up, unless it is or is about to be. ValueError when nobody knows where the peer is."""
         connection = self.connections[name]
         if connection.remote is None:
             raise ValueError(f"connection {name} has no remote address: only its peers can begin it")
-        self._timers.cancel(("retry", name))
-        mine = [m for m in self._phase1.values() if m.sa.connection.name == name]
-        if any(child.connection == name for _, child in self._children.values()):
+        self._keeper.held.discard(name)
+        self._keeper.bring_up(connection, now)
+
+    def acquire(self, name: str, now: float) -> None:
+        """There is traffic and no SA for it. `name` may be followed by "@" and the peer's address."""
+        name, _, address = name.partition("@")
+        connection = self.connections[name]
+        if not connection.acquire or name in self._keeper.held:
             return
-        if any(q.connection.name == name and q.state == QuickState.WAITS_FOR_2 for q in self._quick.values()):
+        if connection.remote is None:
+            self._keeper.reach(connection, now, address)
+        else:
+            self._keeper.bring_up(connection, now)
+
+    def rekey(self, name: str, now: float, *, phase1: bool = False, quick: bool = True) -> None:
+        """Replace the SAs of a connection now. ValueError when there is nothing to replace and nobody to ask."""
+        connection = self.connections[name]
+        pairs = [pair for pair in self._pairs.named(name) if pair.usable]
+        peers = {(pair.sa.identity, pair.child.path) for pair in pairs}
+        peers |= {(e.sa.identity, e.sa.path) for e in self._phase1 if e.sa.established and e.sa.connection.name == name}
+        if not peers:
+            if connection.remote is not None or not self._keeper.reach(connection, now):
+                raise ValueError(f"{name} is not up")
             return
-        established = next((m for m in mine if m.sa.established), None)
-        if established is not None:
-            self._start_quick_mode(established.sa, connection, now)
-        elif not any(isinstance(m, MainModeInitiator) for m in mine):
-            path = Path(*self._local, connection.remote, connection.remote_port)
-            exchange = MainModeInitiator(
-                self._context, connection, path, now, done=self._phase1_done, failed=self._phase1_failed
-            )
-            self._phase1[(exchange.sa.initiator_cookie, path)] = exchange
+        if phase1:
+            for identity, path in peers:
+                established = self._phase1.of(identity, path)
+                if established:
+                    self._keeper.replace_phase1(established[-1], now)
+        if quick:
+            for pair in pairs:
+                if phase1 and not pair.replacing:
+                    self._keeper.replace_pair_anew(pair, now)
+                elif not pair.replacing:
+                    self._keeper.replace_pair(pair, now)
 
     def terminate(self, name: str, now: float, reason: str = "taken down here") -> None:
-        """Take a connection down: delete its SAs here and at the peer."""
+        """Take a connection down: delete its SAs here and at the peer.
+
+        Where the peer's address is configured it stays down, whoever wants it, until `initiate`; peers that may come
+        from anywhere may come again.
+        """
+        keeper, connection = self._keeper, self.connections[name]
+        if connection.remote is not None:
+            keeper.held.add(name)
         self._timers.cancel(("retry", name))
-        for sa, child in list(self._children.values()):
-            if child.connection == name:
+        for quick in keeper.launcher.all_quick():
+            if quick.connection.name == name:
+                keeper.launcher.forget_quick(quick)
+        mine = self._pairs.named(name)
+        paths = {pair.child.path for pair in mine}
+        for exchange in self._phase1:
+            sa = exchange.sa
+            here = connection.remote is not None and sa.path == keeper.launcher.path_to(connection)
+            if (here or sa.connection.name == name) and all(p in mine for p in self._pairs.of(sa.identity, sa.path)):
+                paths.add(sa.path)
                 if sa.established:
-                    informational.send_delete_child(self._context, sa, child)
-                self._drop_child(child, reason)
-        for exchange in [m for m in self._phase1.values() if m.sa.connection.name == name]:
-            if exchange.sa.established:
-                informational.send_delete_ike(self._context, exchange.sa)
-            self._drop_phase1(exchange, reason)
+                    keeper.end_all(sa, reason, now)
+                else:
+                    keeper.drop_phase1(exchange, reason, now, tell=False)
+        for pair in mine:
+            keeper.drop_pair(pair, reason, now, tell=True)
+        for path in paths:
+            if not self._pairs.on_path(path) and not any(e.sa.path == path for e in self._phase1):
+                keeper.keepalives.stop(path)
 
     def shut_down(self, now: float) -> None:
         """Take everything down."""
         for name in self.connections:
             self.terminate(name, now, "shut down here")
+        for exchange in self._phase1:
+            if exchange.sa.established:
+                self._keeper.end_all(exchange.sa, "shut down here", now)
+
+    # what the data plane says
+
+    def sa_expires(self, spi: int, direction: Direction, hard: bool, now: float) -> None:
+        """The octets or sequence numbers of an SA are nearly (`hard`: entirely) used up."""
+        inbound = direction == Direction.INBOUND
+        pair = self._pairs.get(spi) if inbound else self._pairs.find_outbound(spi)
+        if pair is None:
+            return
+        if not hard:
+            self._keeper.renewal.use_up(pair, now)
+            return
+        self._keeper.drop_pair(pair, "used up", now, tell=True)
+        if not any(other.usable and other.same_traffic(pair) for other in self._pairs.named(pair.child.connection)):
+            self._keeper.replace_pair(pair, now)
+
+    def sa_used(self, spi: int, now: float) -> None:
+        """An authentic ESP packet came in: proof that the initiator of its Quick Mode has the keys."""
+        pair = self._pairs.get(spi)
+        if pair is None or pair.confirmed:
+            return
+        for exchange in self._keeper.launcher.quick_of(pair.sa):
+            if exchange.inbound_spi == spi:
+                exchange.confirm(now)
+
+    def sa_rebound(self, spi: int, old: Path, new: Path, now: float) -> None:
+        """An authentic, fresh ESP packet came from elsewhere, and policy lets its SA follow."""
+        pair = self._pairs.get(spi)
+        if pair is not None:
+            self._keeper.follow(pair.sa.identity, old, new)
+
+    def plane_lost(self, now: float) -> None:
+        """The data plane has lost all SAs, and must never get the same keys again: their counters would repeat."""
+        for pair in self._pairs:
+            wanted = pair.usable
+            self._keeper.drop_pair(pair, "the data plane was lost", now, tell=True)
+            if wanted:
+                self._keeper.replace_pair(pair, now)
+
+    # what there is
 
     def ike_sas(self) -> list[IkeSa]:
         """Phase 1 SAs, established or on their way."""
-        return [exchange.sa for exchange in self._phase1.values()]
+        return [exchange.sa for exchange in self._phase1]
+
+    def pairs(self) -> list[Pair]:
+        """ESP SA pairs with what has become of them."""
+        return list(self._pairs)
 
     def children(self) -> list[ChildSa]:
         """ESP SA pairs, those included that a responder accepts traffic on but has no confirmation of."""
-        return [child for _, child in self._children.values()]
+        return [pair.child for pair in self._pairs]
 
     def usable_children(self) -> list[ChildSa]:
         """ESP SA pairs that traffic may be sent on."""
-        return [child for spi, (_, child) in self._children.items() if spi in self._confirmed]
+        return [pair.child for pair in self._pairs if pair.usable]
 
     # what datagrams do
 
-    def _on_main_mode(self, header: Header, data: bytes, path: Path, now: float) -> None:
+    def _on_phase1(self, header: Header, data: bytes, path: Path, now: float) -> None:
         if header.message_id:
-            raise ParseError("header", 20, "Main Mode has a message ID other than 0")
-        exchange = self._phase1.get((header.initiator_cookie, path))
+            raise ParseError("header", 20, "phase 1 has a message ID other than 0")
+        exchange = self._phase1.find(header.initiator_cookie, path)
         if exchange is None:
             if any(header.responder_cookie):
                 raise Refused("no such phase 1 SA")
-            self._make_room()
-            exchange = MainModeResponder(
-                self._context,
-                tuple(self.connections.values()),
-                header,
-                data,
-                path,
-                now,
-                done=self._phase1_done,
-                failed=self._phase1_failed,
-            )
-            self._phase1[(header.initiator_cookie, path)] = exchange
+            self._answer_phase1(header, data, path, now)
             return
         known = exchange.sa.responder_cookie
         if any(known) and any(header.responder_cookie) and header.responder_cookie != known:
             raise Refused("no such phase 1 SA")
         exchange.receive(header, data, now)
 
+    def _answer_phase1(self, header: Header, data: bytes, path: Path, now: float) -> None:
+        if not self._admission.admit(path.remote, now):
+            self._refuse("too many", path, f"more than {self._limits.new_per_second:g} phase 1 a second from there")
+            return
+        kind = MainModeResponder if header.exchange == ExchangeType.MAIN else AggressiveModeResponder
+        outcome = self._keeper
+        connections = tuple(c for c in self.connections.values() if c.name not in outcome.held)
+        exchange: Phase1 = kind(
+            self._context,
+            connections,
+            header,
+            data,
+            path,
+            now,
+            done=outcome.phase1_done,
+            failed=outcome.phase1_failed,
+        )
+        oldest = self._phase1.oldest_half_open(self._limits.half_open)
+        if oldest is not None:
+            self._keeper.drop_phase1(oldest, "", now, tell=False)
+        self._phase1.add(exchange)
+
     def _on_quick_mode(self, header: Header, data: bytes, path: Path, now: float) -> None:
         sa = self._established(header, path).sa
         if not header.message_id:
             raise ParseError("header", 20, "Quick Mode has message ID 0")
-        exchange = self._quick.get((sa, header.message_id))
+        exchange = self._keeper.launcher.find_quick(sa, header.message_id)
         if exchange is not None:
             exchange.receive(header, data, now)
             return
         self._refuse_used(sa, header.message_id)
-        exchange = QuickMode(
-            self._context,
-            sa,
-            sa.connection,
-            header.message_id,
-            now,
-            finished=self._quick_finished,
-            failed=self._quick_failed,
-        )
         try:
-            exchange.respond(header, data, now)
+            exchange = self._keeper.launcher.answer_quick(sa, header, data, now)
         except PolicyRefusal as refusal:
             sa.used_message_ids.add(header.message_id)
             informational.send_refusal(self._context, sa, refusal.notify, refusal.spi)
-            self._context.emit(ExchangeFailed(exchange.connection.name, path, str(refusal)))
+            self._context.emit(ExchangeFailed(sa.connection.name, path, str(refusal)))
             return
         sa.used_message_ids.add(header.message_id)
-        self._quick[(sa, header.message_id)] = exchange
-        self._keep_child(exchange)
+        self._keeper.quick_answered(exchange, now)
 
     def _on_informational(self, header: Header, data: bytes, path: Path, now: float) -> None:
         if not header.encrypted:
             self._take_hint(header, data, path)
             return
-        exchange = self._established(header, path)
+        exchange = self._phase1.find(header.initiator_cookie, path) or self._moved(header)
+        exchange = self._established(header, exchange.sa.path if exchange else path)
         sa = exchange.sa
         self._refuse_used(sa, header.message_id)
         message = informational.open_protected(sa, header, data)
         sa.used_message_ids.add(header.message_id)
-        informational.handle(
-            message,
-            sa,
-            delete_child=lambda spi: self._peer_deleted(sa, spi, now),
-            delete_ike=lambda: self._peer_deleted_phase1(exchange, now),
-            refused=lambda spi, label: self._peer_refused(sa, spi, label, now),
-        )
+        if sa.path != path:
+            self._keeper.follow(sa.identity, sa.path, path)
+        informational.handle(message, sa, self._keeper, now)
+
+    def _moved(self, header: Header) -> Phase1 | None:
+        """The SA of a message that came by another path, where policy lets it follow what is authentic and new."""
+        if all(c.rebinding == Rebinding.NEVER for c in self.connections.values()):
+            return None
+        exchange = self._phase1.find_by_cookies(header.initiator_cookie, header.responder_cookie)
+        follows = exchange is not None and exchange.sa.connection.rebinding == Rebinding.AUTHENTICATED
+        return exchange if follows else None
 
     def _take_hint(self, header: Header, data: bytes, path: Path) -> None:
-        exchange = self._phase1.get((header.initiator_cookie, path))
-        if not isinstance(exchange, MainModeInitiator) or exchange.sa.established:
+        exchange = self._phase1.find(header.initiator_cookie, path)
+        initiators = (MainModeInitiator, AggressiveModeInitiator)
+        if not isinstance(exchange, initiators) or exchange.sa.established:
             raise Refused("an unprotected notification about nothing that is under way")
         message = parse_payloads(header.next_payload, data[HEADER_OCTETS:])
         exchange.hint(message.one(Notification).notify_type)
 
-    def _established(self, header: Header, path: Path) -> MainMode:
-        exchange = self._phase1.get((header.initiator_cookie, path))
+    def _established(self, header: Header, path: Path) -> Phase1:
+        exchange = self._phase1.find(header.initiator_cookie, path)
         if exchange is None or exchange.sa.responder_cookie != header.responder_cookie:
             raise Refused("no such phase 1 SA")
         if not exchange.sa.established:
@@ -235,127 +334,6 @@ class Endpoint:
             raise Refused("the message ID was used before: a repeated message")
         if len(sa.used_message_ids) >= MAX_MESSAGE_IDS:
             raise Refused("too many exchanges under one phase 1 SA")
-
-    def _make_room(self) -> None:
-        half_open = [m for m in self._phase1.values() if isinstance(m, MainModeResponder) and not m.sa.established]
-        if len(half_open) >= MAX_HALF_OPEN:
-            self._drop_phase1(half_open[0], "")
-
-    # what exchanges do
-
-    def _start_quick_mode(self, sa: IkeSa, connection: Connection, now: float) -> None:
-        message_id = self._context.message_id()
-        exchange = QuickMode(
-            self._context,
-            sa,
-            connection,
-            message_id,
-            now,
-            finished=self._quick_finished,
-            failed=self._quick_failed,
-        )
-        sa.used_message_ids.add(message_id)
-        try:
-            exchange.start(now)
-        except PolicyRefusal as refusal:
-            self._failed(connection, sa.path, str(refusal), now)
-            return
-        self._quick[(sa, message_id)] = exchange
-
-    def _phase1_done(self, exchange: MainMode, now: float) -> None:
-        sa = exchange.sa
-        self._timers.set(("phase 1", sa), sa.expires, lambda later: self._phase1_expired(exchange, later))
-        if sa.initiator:
-            self._start_quick_mode(sa, sa.connection, now)
-
-    def _phase1_failed(self, exchange: MainMode, reason: str, now: float) -> None:
-        sa = exchange.sa
-        self._drop_phase1(exchange, "")
-        if sa.initiator:
-            self._failed(sa.connection, sa.path, reason, now)
-        else:
-            self._context.emit(ExchangeFailed("", sa.path, reason))
-
-    def _failed(self, connection: Connection, path: Path, reason: str, now: float) -> None:
-        self._context.emit(ExchangeFailed(connection.name, path, reason))
-        self._retry_later(connection, now)
-
-    def _retry_later(self, connection: Connection, now: float) -> None:
-        if connection.start and connection.remote is not None:
-            name = connection.name
-            self._timers.set(("retry", name), now + connection.retry, lambda later: self.initiate(name, later))
-
-    def _phase1_expired(self, exchange: MainMode, now: float) -> None:
-        informational.send_delete_ike(self._context, exchange.sa)
-        self._drop_phase1(exchange, "lifetime ended")
-
-    def _quick_finished(self, exchange: QuickMode, now: float) -> None:
-        self._keep_child(exchange)
-        self._confirmed.add(exchange.inbound_spi)
-
-    def _keep_child(self, exchange: QuickMode) -> None:
-        child = exchange.child
-        assert child is not None
-        self._children[child.inbound_spi] = (exchange.sa, child)
-        self._timers.set(child, child.expires, lambda later: self._child_expired(child, later))
-
-    def _quick_failed(self, exchange: QuickMode, reason: str, now: float) -> None:
-        self._quick.pop((exchange.sa, exchange.message_id), None)
-        exchange.abandon()
-        if not reason:
-            return  # it had done its work and is forgotten
-        if exchange.child is not None:
-            self._drop_child(exchange.child, reason)
-        self._failed(exchange.connection, exchange.sa.path, reason, now)
-
-    def _child_expired(self, child: ChildSa, now: float) -> None:
-        sa, _ = self._children[child.inbound_spi]
-        if sa.established:
-            informational.send_delete_child(self._context, sa, child)
-        self._drop_child(child, "lifetime ended")
-        connection = self.connections[child.connection]
-        if sa.initiator and connection.start:
-            self.initiate(connection.name, now)
-
-    # what the peer wants gone
-
-    def _peer_deleted(self, sa: IkeSa, spi: int, now: float) -> None:
-        """The peer names the SPI that it receives on, which is the one that we send with."""
-        for owner, child in list(self._children.values()):
-            same_peer = owner.identity == sa.identity and owner.path == sa.path  # phase 1 may have been renewed
-            if same_peer and child.outbound_spi == spi:
-                self._drop_child(child, "deleted by the peer")
-                self._retry_later(self.connections[child.connection], now)
-
-    def _peer_deleted_phase1(self, exchange: MainMode, now: float) -> None:
-        self._drop_phase1(exchange, "deleted by the peer")
-
-    def _peer_refused(self, sa: IkeSa, spi: bytes, label: str, now: float) -> None:
-        mine = [q for (owner, _), q in self._quick.items() if owner is sa and q.state == QuickState.WAITS_FOR_2]
-        named = [q for q in mine if q.inbound_spi.to_bytes(4, "big") == spi]
-        if named or len(mine) == 1:
-            (named or mine)[0].fail(f"the peer refused Quick Mode: {label}", now)
-
-    def _drop_child(self, child: ChildSa, reason: str) -> None:
-        self._timers.cancel(child)
-        self._confirmed.discard(child.inbound_spi)
-        if self._children.pop(child.inbound_spi, None) is not None:
-            self._context.emit(SaDeleted(child, reason))
-
-    def _drop_phase1(self, exchange: MainMode, reason: str) -> None:
-        sa = exchange.sa
-        self._phase1.pop((sa.initiator_cookie, sa.path), None)
-        exchange.abandon()
-        self._timers.cancel(("phase 1", sa))
-        for key, quick in list(self._quick.items()):
-            if quick.sa is sa:
-                quick.abandon()
-                del self._quick[key]
-                if quick.child is not None and quick.state == QuickState.WAITS_FOR_3:
-                    self._drop_child(quick.child, reason)  # never confirmed
-        if sa.established:
-            sa.established = False
-            self._context.emit(IkeSaDeleted(sa.connection.name, sa.path, reason))
 
     def _refuse(self, kind: str, path: Path, reason: str) -> None:
         self._context.emit(DatagramRefused(kind, path, reason))

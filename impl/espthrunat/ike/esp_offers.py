@@ -11,10 +11,11 @@ from ..wire.payloads import SecurityAssociation
 from ..wire.proposal import Attribute, Phase2Attribute, Proposal, Protocol, Transform
 from . import groups
 from .groups import Group
-from .lifetime import life, seconds_of
+from .lifetime import Lifetime
 from .nat_traversal import NatTraversal
 
 ESP_SPI_OCTETS = 4
+DEFAULT_KEY_BITS = 128  # of a cipher with keys of several lengths (RFC 3602, 2.2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,15 +28,25 @@ class EspOffer:
     group: Group | None
 
 
-def offer_esp(offers: Sequence[EspOffer], spi: bytes, lifetime: int, method: NatTraversal) -> SecurityAssociation:
-    """Quick Mode's SA payload: one proposal with our inbound `spi`, one transform an offer; `lifetime` in seconds."""
+@dataclass(frozen=True, slots=True)
+class EspChoice:
+    """What was chosen of a peer's SA payload: how, for how long as the peer has it, and the proposal to answer."""
+
+    offer: EspOffer
+    lifetime: Lifetime
+    proposal: Proposal
+
+
+def offer_esp(offers: Sequence[EspOffer], spi: bytes, lifetime: Lifetime, method: NatTraversal) -> SecurityAssociation:
+    """Quick Mode's SA payload: one proposal with our inbound `spi`, one transform an offer."""
     transforms = []
     for number, offer in enumerate(offers, 1):
         attributes = [
             Attribute(Phase2Attribute.ENCAPSULATION_MODE, method.mode_attribute(offer.mode, offer.encapsulation)),
-            *life(Phase2Attribute.LIFE_TYPE, Phase2Attribute.LIFE_DURATION, lifetime),
-            Attribute(Phase2Attribute.KEY_LENGTH, offer.suite.key_bits),
+            *lifetime.attributes,
         ]
+        if offer.suite.key_bits:
+            attributes.append(Attribute(Phase2Attribute.KEY_LENGTH, offer.suite.key_bits))
         if offer.suite.authentication is not None:
             attributes.append(Attribute(Phase2Attribute.AUTHENTICATION, offer.suite.authentication))
         if offer.group is not None:
@@ -44,13 +55,19 @@ def offer_esp(offers: Sequence[EspOffer], spi: bytes, lifetime: int, method: Nat
     return SecurityAssociation((Proposal(1, Protocol.ESP, spi, tuple(transforms)),))
 
 
+def offered_modes(offered: SecurityAssociation, method: NatTraversal) -> set[Mode]:
+    """The modes of all transforms that can be read."""
+    values = (t.attribute(Phase2Attribute.ENCAPSULATION_MODE) for p in offered.proposals for t in p.transforms)
+    return {read[0] for value in values if (read := method.read_mode(value)) is not None}
+
+
 def choose_esp(
     offered: SecurityAssociation,
     suites: Sequence[EspSuite],
     method: NatTraversal,
     acceptable: Callable[[EspOffer], str],
-) -> tuple[EspOffer, int | None, Proposal] | str:
-    """The first of a peer's transforms that is acceptable: the offer, its lifetime in seconds, the proposal to answer.
+) -> EspChoice | str:
+    """The first of a peer's transforms that is acceptable.
 
     `acceptable` gives "" or the reason why policy refuses an offer. When none is acceptable, the answer is the
     reason of the last one that could at least be read.
@@ -73,8 +90,8 @@ def choose_esp(
             if refusal:
                 reason = refusal
                 continue
-            seconds = seconds_of(transform, Phase2Attribute.LIFE_TYPE, Phase2Attribute.LIFE_DURATION)
-            return offer, seconds, Proposal(proposal.number, Protocol.ESP, proposal.spi, (transform,))
+            answer = Proposal(proposal.number, Protocol.ESP, proposal.spi, (transform,))
+            return EspChoice(offer, Lifetime.read(transform.attributes), answer)
     return reason
 
 
@@ -86,13 +103,10 @@ def _read_esp(transform: Transform, suites: Sequence[EspSuite], method: NatTrave
     group = groups.by_number(number) if number is not None else None
     if number is not None and group is None:
         return None
-    key_bits = transform.attribute(Phase2Attribute.KEY_LENGTH) or 128
+    key_bits = transform.attribute(Phase2Attribute.KEY_LENGTH) or 0
     authentication = transform.attribute(Phase2Attribute.AUTHENTICATION)
     for suite in suites:
-        if (suite.transform_id, suite.key_bits, suite.authentication) == (
-            transform.transform_id,
-            key_bits,
-            authentication,
-        ):
+        same = (suite.transform_id, suite.authentication) == (transform.transform_id, authentication)
+        if same and suite.key_bits in (key_bits, key_bits or DEFAULT_KEY_BITS):
             return EspOffer(suite, *mode, group)
     return None

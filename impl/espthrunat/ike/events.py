@@ -39,6 +39,7 @@ class IkeSaEstablished:
     suite: str
     initiator: bool
     seconds: float
+    tries: int = 1  # of pre-shared keys, where a responder had to find the one that fits
 
 
 @dataclass(frozen=True, slots=True)

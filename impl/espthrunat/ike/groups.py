@@ -11,7 +11,26 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import dh, ec
 
-# RFC 3526, clauses 3, 4 and 5. Safe primes: (p - 1) / 2 is prime too, and 2 generates the subgroup of that order.
+# RFC 2409, 6.1 and 6.2; RFC 3526, clauses 2 to 5. Safe primes: (p - 1) / 2 is prime too, and 2 generates the subgroup
+# of that order.
+_MODP_768 = int(
+    "FFFFFFFFFFFFFFFFC90FDAA22168C234C4C6628B80DC1CD129024E088A67CC74020BBEA63B139B22514A08798E3404DD"
+    "EF9519B3CD3A431B302B0A6DF25F14374FE1356D6D51C245E485B576625E7EC6F44C42E9A63A3620FFFFFFFFFFFFFFFF",
+    16,
+)
+_MODP_1024 = int(
+    "FFFFFFFFFFFFFFFFC90FDAA22168C234C4C6628B80DC1CD129024E088A67CC74020BBEA63B139B22514A08798E3404DD"
+    "EF9519B3CD3A431B302B0A6DF25F14374FE1356D6D51C245E485B576625E7EC6F44C42E9A637ED6B0BFF5CB6F406B7ED"
+    "EE386BFB5A899FA5AE9F24117C4B1FE649286651ECE65381FFFFFFFFFFFFFFFF",
+    16,
+)
+_MODP_1536 = int(
+    "FFFFFFFFFFFFFFFFC90FDAA22168C234C4C6628B80DC1CD129024E088A67CC74020BBEA63B139B22514A08798E3404DD"
+    "EF9519B3CD3A431B302B0A6DF25F14374FE1356D6D51C245E485B576625E7EC6F44C42E9A637ED6B0BFF5CB6F406B7ED"
+    "EE386BFB5A899FA5AE9F24117C4B1FE649286651ECE45B3DC2007CB8A163BF0598DA48361C55D39A69163FA8FD24CF5F"
+    "83655D23DCA3AD961C62F356208552BB9ED529077096966D670C354E4ABC9804F1746C08CA237327FFFFFFFFFFFFFFFF",
+    16,
+)
 _MODP_2048 = int(
     "FFFFFFFFFFFFFFFFC90FDAA22168C234C4C6628B80DC1CD129024E088A67CC74020BBEA63B139B22514A08798E3404DD"
     "EF9519B3CD3A431B302B0A6DF25F14374FE1356D6D51C245E485B576625E7EC6F44C42E9A637ED6B0BFF5CB6F406B7ED"
@@ -55,7 +74,7 @@ class BadPublicValue(ValueError):  # noqa: N818 - names what is wrong with the p
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A Diffie-Hellman group: MODP (RFC 3526) or ECP (RFC 5903)."""
+    """A Diffie-Hellman group: MODP (RFC 2409, RFC 3526) or ECP (RFC 5903)."""
 
     number: int  # the Group Description attribute's value (RFC 2409, appendix A)
     name: str
@@ -65,10 +84,19 @@ class Group:
     curve: str = ""  # ECP: the curve's name in the cryptography package; MODP: empty
     exponent_bits: int = 0  # MODP: of private values that we draw ourselves; the higher estimate of RFC 3526, clause 8
 
+    @property
+    def legacy(self) -> bool:
+        """Whether it is so small that it is only for peers that have nothing better (RFC 8247, 2.4)."""
+        return 0 < self.prime.bit_length() < 2048
+
 
 GROUPS: dict[str, Group] = {
     group.name: group
     for group in (
+        # RFC 3526 has no estimate for 768 and 1024 bits: what is enough for 1536 is enough for them.
+        Group(1, "modp768", 96, 96, prime=_MODP_768, exponent_bits=240),
+        Group(2, "modp1024", 128, 128, prime=_MODP_1024, exponent_bits=240),
+        Group(5, "modp1536", 192, 192, prime=_MODP_1536, exponent_bits=240),
         Group(14, "modp2048", 256, 256, prime=_MODP_2048, exponent_bits=320),
         Group(15, "modp3072", 384, 384, prime=_MODP_3072, exponent_bits=420),
         Group(16, "modp4096", 512, 512, prime=_MODP_4096, exponent_bits=480),
@@ -76,6 +104,10 @@ GROUPS: dict[str, Group] = {
         Group(20, "ecp384", 96, 48, curve="SECP384R1"),
     )
 }
+# Those of RFC 2409. OpenSSL 4 refuses them when told q, and without q tests the prime at each exchange: 40 milliseconds
+# of work for whoever sends a KE payload. Python's integers take one, and as a private value serves one exchange only,
+# their timing helps nobody.
+_UNKNOWN_TO_OPENSSL = (1, 2)
 _BY_NUMBER = {group.number: group for group in GROUPS.values()}
 
 
@@ -160,7 +192,7 @@ class _ModpPrivateKey:
 
 
 class _PlainModpPrivateKey:
-    """MODP by Python's integers: for private values from outside, and where the cryptography package has no MODP."""
+    """MODP by Python's integers: for private values from outside, and groups that the cryptography package lacks."""
 
     __slots__ = ("_group", "_value", "public")
 
@@ -232,7 +264,9 @@ class _ModpLibrary(NamedTuple):
 
 @functools.cache
 def _modp_library(group: Group) -> _ModpLibrary | None:
-    """The library's part of the group, or None where this release of the cryptography package has no MODP any more."""
+    """The library's part of the group, or None where the cryptography package has none, or no MODP any more."""
+    if group.number in _UNKNOWN_TO_OPENSSL:
+        return None
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.utils import CryptographyDeprecationWarning
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 from dataclasses import dataclass
 
 from ..wire.errors import ParseError
 from ..wire.payloads import Identification, IdType
+from . import distinguished_name
 
 ANY = "any"
 _TEXT_TYPES = (IdType.FQDN, IdType.USER_FQDN)
@@ -14,20 +16,22 @@ _TEXT_TYPES = (IdType.FQDN, IdType.USER_FQDN)
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A name (FQDN), a user at a name, or an IPv4 address."""
+    """A name (FQDN), a user at a name, an IPv4 address, or a distinguished name as RFC 4514 text."""
 
     type: IdType
     text: str
 
     @classmethod
     def from_text(cls, text: str) -> Identity:
-        """The identity that a configuration means: an IPv4 address, a user@name, or a name."""
+        """The identity that a configuration means: an IPv4 address, "CN=x, O=y", a user@name, or a name."""
         try:
             return cls(IdType.IPV4_ADDR, str(ipaddress.IPv4Address(text)))
         except ValueError:
             pass
+        if "=" in text:
+            return cls(IdType.DER_ASN1_DN, distinguished_name.canonical(text))
         if not text or not text.isascii() or not text.isprintable() or " " in text:
-            raise ValueError("an identity is a domain name, user@domain or an IPv4 address")
+            raise ValueError("an identity is a domain name, user@domain, an IPv4 address or a distinguished name")
         return cls(IdType.USER_FQDN if "@" in text else IdType.FQDN, text.lower())
 
     @classmethod
@@ -39,6 +43,11 @@ class Identity:
             if not payload.data or not payload.data.isascii() or any(c <= 0x20 or c == 0x7F for c in payload.data):
                 raise ParseError("ID", 4, "a name has printable ASCII octets")
             return cls(IdType(payload.id_type), payload.data.decode("ascii").lower())
+        if payload.id_type == IdType.DER_ASN1_DN:
+            try:
+                return cls(IdType.DER_ASN1_DN, distinguished_name.decode(payload.data))
+            except ValueError as error:
+                raise ParseError("ID", 4, str(error)) from error
         raise ParseError("ID", 0, f"identification type {payload.id_type} is not known in phase 1")
 
     @property
@@ -48,8 +57,11 @@ class Identity:
 
     def to_payload(self) -> Identification:
         """The ID payload; port and protocol 0, since behind a NAT no port is certain."""
-        data = ipaddress.IPv4Address(self.text).packed if self.is_address else self.text.encode("ascii")
-        return Identification(self.type, data)
+        if self.is_address:
+            return Identification(self.type, ipaddress.IPv4Address(self.text).packed)
+        if self.type == IdType.DER_ASN1_DN:
+            return Identification(self.type, distinguished_name.encode(self.text))
+        return Identification(self.type, self.text.encode("ascii"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +70,27 @@ class IdentityPattern:
 
     text: str
 
+    @property
+    def exact(self) -> bool:
+        """Whether it is a single identity."""
+        return self.text.lower() != ANY and not self.text.startswith("*.")
+
     def matches(self, identity: Identity) -> bool:
         """Whether this identity is accepted."""
         pattern = self.text.lower()
         if pattern == ANY:
             return True
-        if pattern.startswith("*."):
+        if not self.exact:
             return identity.type == IdType.FQDN and identity.text.endswith(pattern[1:]) and identity.text != pattern[1:]
-        return identity.text == pattern
+        return identity == _meant(self.text)
 
     def __str__(self) -> str:
         return self.text
+
+
+@functools.lru_cache(maxsize=1024)
+def _meant(text: str) -> Identity | None:
+    try:
+        return Identity.from_text(text)
+    except ValueError:
+        return None

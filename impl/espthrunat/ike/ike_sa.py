@@ -21,11 +21,9 @@ from ..wire.payloads import Hash, Payload, PayloadType
 from . import keying
 from .child_sa import ChildSa
 from .identity import Identity
-from .keying import Skeyids
+from .keying import IkeCipher, Skeyids
 from .nat_traversal import NatStatus
 from .policy import Connection, IkeSuite
-
-BLOCK_OCTETS = 16  # of AES
 
 
 class NotAuthentic(Exception):  # noqa: N818 - a state of affairs, not a fault of the program
@@ -59,11 +57,17 @@ class IkeSa:
     used_message_ids: set[int] = field(default_factory=set)
     peer_knows_dpd: bool = False  # the peer has sent the vendor ID of RFC 3706
     initial_contact: bool = False  # the peer has said, protected, that it has no other SAs with us
+    heard: bool = False  # something that was encrypted with these keys has come from the peer
 
     @property
     def peer_knows_method(self) -> bool:
         """Whether both ends can do NAT traversal."""
         return self.nat != NatStatus.UNKNOWN
+
+    @property
+    def _cipher(self) -> IkeCipher:
+        assert self.suite is not None
+        return self.suite.cipher
 
     def header(self, exchange: int, message_id: int = 0, *, first: int = 0, encrypted: bool = False) -> Header:
         """A header with this SA's cookies."""
@@ -76,11 +80,12 @@ class IkeSa:
 
     def seal(self, exchange: int, message_id: int, iv: bytes, payloads: Sequence[Payload]) -> tuple[bytes, bytes]:
         """An encrypted message and the IV of the next one; padding is zeros, as RFC 2409, appendix B has it."""
+        cipher = self._cipher
         plain = encode_payloads(payloads)
-        padded = plain + bytes(-len(plain) % BLOCK_OCTETS)
-        ciphertext = keying.encrypt(self.cipher_key, iv, padded)
+        padded = plain + bytes(-len(plain) % cipher.block_octets)
+        ciphertext = keying.encrypt(self.cipher_key, iv, padded, cipher)
         header = self.header(exchange, message_id, first=payloads[0].type, encrypted=True)
-        return encode_message(header, ciphertext), ciphertext[-BLOCK_OCTETS:]
+        return encode_message(header, ciphertext), ciphertext[-cipher.block_octets :]
 
     def open(self, header: Header, datagram: bytes, iv: bytes) -> tuple[Chain, bytes, bytes]:
         """The payloads of an encrypted message, the decrypted octets, and the IV of the next message.
@@ -88,17 +93,19 @@ class IkeSa:
         Raises NotAuthentic when it does not decrypt to a well-formed chain: nothing but a key that differs, or
         damage, makes that happen, and neither may have an effect.
         """
+        cipher = self._cipher
         ciphertext = datagram[HEADER_OCTETS:]
         if not header.encrypted:
             raise NotAuthentic("not encrypted")
-        if not ciphertext or len(ciphertext) % BLOCK_OCTETS:
+        if not ciphertext or len(ciphertext) % cipher.block_octets:
             raise NotAuthentic(f"{len(ciphertext)} octets of ciphertext are no whole blocks")
-        plain = keying.decrypt(self.cipher_key, iv, ciphertext)
+        plain = keying.decrypt(self.cipher_key, iv, ciphertext, cipher)
         try:
-            chain = parse_payloads(header.next_payload, plain, padding=BLOCK_OCTETS)
+            chain = parse_payloads(header.next_payload, plain, padding=cipher.block_octets)
         except ParseError as error:
             raise NotAuthentic(f"it does not decrypt to payloads ({error})") from error
-        return chain, plain, ciphertext[-BLOCK_OCTETS:]
+        self.heard = True
+        return chain, plain, ciphertext[-cipher.block_octets :]
 
     def phase2_iv(self, message_id: int) -> bytes:
         """The first IV of an exchange after phase 1."""

@@ -10,6 +10,11 @@ import enum
 import hashlib
 import hmac
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.ciphers import Cipher
+    from cryptography.hazmat.primitives.ciphers.modes import CBC
 
 
 class IkeCipher(enum.IntEnum):
@@ -22,6 +27,11 @@ class IkeCipher(enum.IntEnum):
     def text(self) -> str:
         """How suite names begin."""
         return "aes" if self is IkeCipher.AES_CBC else "3des"
+
+    @property
+    def legacy(self) -> bool:
+        """Whether it is only for peers that have nothing better."""
+        return self is IkeCipher.TRIPLE_DES_CBC
 
     @property
     def block_octets(self) -> int:
@@ -46,6 +56,11 @@ class HashAlgorithm(enum.IntEnum):
     def text(self) -> str:
         """The name in configuration and logs, which is hashlib's too: "sha256"."""
         return self.name.lower()
+
+    @property
+    def legacy(self) -> bool:
+        """Whether it is only for peers that have nothing better."""
+        return self in (HashAlgorithm.MD5, HashAlgorithm.SHA1)
 
     @property
     def octets(self) -> int:
@@ -199,23 +214,31 @@ def keymat(
     return material[:octets]
 
 
-def encrypt(key: bytes, iv: bytes, padded: bytes) -> bytes:
-    """AES-CBC (RFC 3602) of whole blocks. Padding, and the next IV (the last block of the result), are the caller's.
+def encrypt(key: bytes, iv: bytes, padded: bytes, cipher: IkeCipher = IkeCipher.AES_CBC) -> bytes:
+    """CBC (RFC 2451, RFC 3602) of whole blocks. Padding, and the next IV (the result's last block), are the caller's.
 
-    Raises ValueError when `key`, `iv` or `padded` has a length that AES-CBC cannot have.
+    Raises ValueError when `key`, `iv` or `padded` has a length that the cipher cannot have.
     """
-    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes  # late: takes 10 ms
-
-    context = Cipher(algorithms.AES(key), modes.CBC(iv)).encryptor()
+    context = _cbc(cipher, key, iv).encryptor()
     return context.update(padded) + context.finalize()
 
 
-def decrypt(key: bytes, iv: bytes, ciphertext: bytes) -> bytes:
+def decrypt(key: bytes, iv: bytes, ciphertext: bytes, cipher: IkeCipher = IkeCipher.AES_CBC) -> bytes:
     """The inverse of encrypt; the padding stays on. The next IV is the last block of `ciphertext`.
 
     Raises ValueError as encrypt does, so a `ciphertext` of broken blocks, which anyone may send, is one.
     """
-    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-
-    context = Cipher(algorithms.AES(key), modes.CBC(iv)).decryptor()
+    context = _cbc(cipher, key, iv).decryptor()
     return context.update(ciphertext) + context.finalize()
+
+
+def _cbc(cipher: IkeCipher, key: bytes, iv: bytes) -> Cipher[CBC]:
+    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes  # late: takes 10 ms
+
+    if cipher is IkeCipher.AES_CBC:
+        return Cipher(algorithms.AES(key), modes.CBC(iv))
+    from cryptography.hazmat.decrepit.ciphers.algorithms import TripleDES
+
+    if len(key) != cipher.key_octets(0):  # the library would take DES keys too, and repeat them
+        raise ValueError(f"a 3DES key has {cipher.key_octets(0)} octets, not {len(key)}")
+    return Cipher(TripleDES(key), modes.CBC(iv))

@@ -1,9 +1,11 @@
-"""Quick Mode (RFC 2409, 5.5) in tunnel mode, with the draft's encapsulation modes (4.3).
+"""Quick Mode (RFC 2409, 5.5) with the draft's encapsulation modes (4.3).
 
-initiator                                        responder
-1  HDR*, HASH(1), SA, Ni [, KE], IDci, IDcr  -->
-                                             <-- 2  HDR*, HASH(2), SA, Nr [, KE], IDci, IDcr
-3  HDR*, HASH(3)                             -->
+initiator                                             responder
+1  HDR*, HASH(1), SA, Ni [, KE], IDci, IDcr [, N]  -->
+                                                  <-- 2  HDR*, HASH(2), SA, Nr [, KE], IDci, IDcr [, N]
+3  HDR*, HASH(3)                                  -->
+
+The notifications are INITIAL-CONTACT in message 1 and RESPONDER-LIFETIME in message 2 (RFC 2407, 4.6.3).
 """
 
 from __future__ import annotations
@@ -13,10 +15,19 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from ..messages import Direction, Encapsulation, Mode, Selector
+from ..messages import Direction, Mode, Selector
 from ..wire.errors import ParseError
 from ..wire.isakmp import Chain, ExchangeType, Header, encode_payloads
-from ..wire.payloads import Hash, Identification, KeyExchange, Nonce, NotifyType, Payload, SecurityAssociation
+from ..wire.payloads import (
+    Hash,
+    Identification,
+    KeyExchange,
+    Nonce,
+    Notification,
+    NotifyType,
+    Payload,
+    SecurityAssociation,
+)
 from ..wire.proposal import Proposal, Protocol
 from . import keying
 from .child_sa import ChildSa
@@ -26,10 +37,13 @@ from .events import SaEstablished
 from .groups import BadPublicValue, PrivateKey
 from .ike_sa import IkeSa, Refused, covered, require_hash
 from .keying import HashAlgorithm, Skeyids
-from .nat_traversal import NatStatus
-from .policy import Connection, EncapsulationPolicy
+from .lifetime import DEFAULT_SECONDS, Lifetime, read_responder_lifetime, responder_lifetime
+from .policy import Connection
+from .quick_mode_policy import PolicyRefusal, choose, wanted_encapsulation
 from .retransmission import Retransmitter
-from .traffic import network_of, payload_of
+from .traffic import identities, own_selector
+
+__all__ = ["PolicyRefusal", "QuickMode", "State"]
 
 LINGER_SECONDS = 60.0  # how long a finished exchange still answers repeated messages
 
@@ -41,32 +55,6 @@ class State(enum.Enum):
     WAITS_FOR_3 = 3
     DONE = 4
     FAILED = 0
-
-
-class PolicyRefusal(Refused):
-    """A Quick Mode that policy refuses; `notify` is what the peer is told."""
-
-    def __init__(self, reason: str, notify: NotifyType, spi: bytes = b"") -> None:
-        super().__init__(reason)
-        self.notify = notify
-        self.spi = spi
-
-
-def wanted_encapsulation(sa: IkeSa, connection: Connection) -> Encapsulation:
-    """What to offer (the draft, 1: only when necessary, and only if both ends can); PolicyRefusal if nothing fits."""
-    policy = connection.encapsulation
-    if policy == EncapsulationPolicy.NEVER and sa.nat == NatStatus.DETECTED:
-        raise PolicyRefusal(
-            'a NAT lies between, and encapsulation = "never" forbids ESP in UDP', NotifyType.NO_PROPOSAL_CHOSEN
-        )
-    if policy == EncapsulationPolicy.ALWAYS and not sa.peer_knows_method:
-        raise PolicyRefusal(
-            'encapsulation = "always", but the peer has not announced ESP in UDP',
-            NotifyType.NO_PROPOSAL_CHOSEN,
-        )
-    if policy == EncapsulationPolicy.ALWAYS or sa.nat == NatStatus.DETECTED:
-        return Encapsulation.UDP
-    return Encapsulation.NONE
 
 
 @dataclass(slots=True)
@@ -113,6 +101,7 @@ class QuickMode:
         self.message_id = message_id
         self.inbound_spi = context.spi()
         self.child: ChildSa | None = None
+        self.initial_contact = False  # the peer has said, authentically, that it has no other SAs with us
         self.state = State.FAILED
         self._hash = sa.suite.hash
         self._keys = sa.keys
@@ -127,23 +116,32 @@ class QuickMode:
         self._peer_nonce = b""
         self._private: PrivateKey | None = None
         self._offers: tuple[EspOffer, ...] = ()
+        self._asked: list[Identification] = []
+        self._began_here = False
 
     # the initiator
 
-    def start(self, now: float) -> None:
-        """Send message 1; PolicyRefusal when the policy leaves nothing to offer."""
+    def start(self, now: float, *, initial_contact: bool = False) -> None:
+        """Send message 1; PolicyRefusal when the policy leaves nothing to offer.
+
+        `initial_contact` tells the peer that we have no other SAs with it.
+        """
         connection = self.connection
         encapsulation = wanted_encapsulation(self.sa, connection)
-        self._offers = tuple(EspOffer(s, Mode.TUNNEL, encapsulation, connection.pfs) for s in connection.esp_suites)
+        self._offers = tuple(EspOffer(s, connection.mode, encapsulation, connection.pfs) for s in connection.esp_suites)
+        self._asked = identities(self.sa, connection)
+        self._began_here = True
         spi = self.inbound_spi.to_bytes(4, "big")
         payloads: list[Payload] = [
-            offer_esp(self._offers, spi, connection.esp_lifetime, self._context.method),
+            offer_esp(self._offers, spi, self._own_lifetime, self._context.method),
             Nonce(self._nonce),
         ]
         if connection.pfs is not None:
             self._private = self._context.entropy.private_key(connection.pfs)
             payloads.append(KeyExchange(self._private.public))
-        payloads += [payload_of(connection.selector.local), payload_of(connection.selector.remote)]
+        payloads += self._asked
+        if initial_contact:
+            payloads.append(Notification(NotifyType.INITIAL_CONTACT, Protocol.ISAKMP, self._cookies))
         self.state = State.WAITS_FOR_2
         self._retransmitter.send(self._seal_behind_hash(payloads, b""), self.sa.path, now)
 
@@ -158,6 +156,9 @@ class QuickMode:
             reply = self._on_message_2(header, datagram, now)
         elif self.state == State.WAITS_FOR_3:
             reply = self._on_message_3(header, datagram, now)
+        elif self.state == State.DONE and not self._began_here:
+            self._require_proof(header, datagram)  # message 3, where traffic was faster
+            return
         else:
             raise Refused("Quick Mode has ended")
         self._replies[digest] = reply
@@ -172,14 +173,16 @@ class QuickMode:
         chosen = choose_esp(answer, self.connection.esp_suites, self._context.method, self._not_offered)
         if isinstance(chosen, str):
             raise Refused(chosen)
-        offer, seconds, proposal = chosen
-        ids = [item.payload for item in message if isinstance(item.payload, Identification)]
-        if ids and [network_of(i) for i in ids] != [self.connection.selector.local, self.connection.selector.remote]:
+        repeated = message.all(Identification)
+        if repeated != self._asked and (repeated or self.connection.mode == Mode.TUNNEL):
             raise Refused("the peer changed the identities of Quick Mode")
         self._peer_nonce = message.one(Nonce).data
-        shared = self._exchange(message, offer)
+        shared = self._exchange(message, chosen.offer)
         material = _Material(self._hash, self._keys, self._nonce, self._peer_nonce, shared)
-        self.child = self._make_child(offer, proposal, material, self.connection.selector, seconds, now)
+        selector = own_selector(self.sa, self.connection)
+        theirs = chosen.lifetime.within(read_responder_lifetime(message, chosen.proposal.spi))
+        lifetime = self._own_lifetime.within(theirs)
+        self.child = self._make_child(chosen.offer, chosen.proposal, material, selector, lifetime, now)
         self._retransmitter.stop()
         proof = keying.quick_hash3(self._hash, self._keys.a, self.message_id, self._nonce, self._peer_nonce)
         reply, _ = self.sa.seal(ExchangeType.QUICK, self.message_id, next_iv, [Hash(proof)])
@@ -199,26 +202,31 @@ class QuickMode:
         message, plain, self._iv = self.sa.open(header, datagram, self._iv)
         rest = covered(message, plain)
         require_hash(message, keying.quick_hash1(self._hash, self._keys.a, self.message_id, rest))
+        self.initial_contact = any(
+            (n.notify_type, n.protocol, n.spi) == (NotifyType.INITIAL_CONTACT, Protocol.ISAKMP, self._cookies)
+            for n in message.all(Notification)
+        )
+        self._asked = message.all(Identification)
+        connections = self.sa.candidates or (self.connection,)
         offered = message.one(SecurityAssociation)
-        spi = next((p.spi for p in offered.proposals if p.protocol == Protocol.ESP), b"")
-        ids = [item.payload for item in message if isinstance(item.payload, Identification)]
-        selector = self._select_connection(ids, spi)
-        suites = self.connection.esp_suites
-        chosen = choose_esp(offered, suites, self._context.method, self._refusal)
-        if isinstance(chosen, str):
-            raise PolicyRefusal(f"Quick Mode refused: {chosen}", NotifyType.NO_PROPOSAL_CHOSEN, spi)
-        offer, seconds, proposal = chosen
+        chosen = choose(self.sa, connections, offered, self._asked, self._context.method)
+        self.connection = chosen.connection
+        offer, proposal = chosen.offer, chosen.proposal
         self._peer_nonce = message.one(Nonce).data
         if offer.group is not None:
             self._private = self._context.entropy.private_key(offer.group)
         shared = self._exchange(message, offer)
         material = _Material(self._hash, self._keys, self._peer_nonce, self._nonce, shared)
-        self.child = self._make_child(offer, proposal, material, selector, seconds, now)
-        own = replace(proposal, spi=self.inbound_spi.to_bytes(4, "big"))
-        payloads: list[Payload] = [SecurityAssociation((own,)), Nonce(self._nonce)]
+        theirs = replace(chosen.lifetime, seconds=chosen.lifetime.seconds or DEFAULT_SECONDS)
+        lifetime = self._own_lifetime.within(theirs)
+        self.child = self._make_child(offer, proposal, material, chosen.selector, lifetime, now)
+        spi = self.inbound_spi.to_bytes(4, "big")
+        payloads: list[Payload] = [SecurityAssociation((replace(proposal, spi=spi),)), Nonce(self._nonce)]
         if self._private is not None:
             payloads.append(KeyExchange(self._private.public))
-        payloads += ids
+        payloads += self._asked
+        if lifetime != theirs:
+            payloads.append(responder_lifetime(lifetime, spi))
         reply = self._seal_behind_hash(payloads, self._peer_nonce)
         self.state = State.WAITS_FOR_3
         self._replies[hashlib.sha256(datagram).digest()] = reply
@@ -226,51 +234,25 @@ class QuickMode:
         self._context.emit(SaEstablished(self.child, (Direction.INBOUND,)))
         self._retransmitter.send(reply, self.sa.path, now)
 
-    def _select_connection(self, ids: list[Identification], spi: bytes) -> Selector:
-        """The connection whose static policy is what the peer asks for (the draft, 7); nothing else is allowed."""
-        if len(ids) != 2:
-            raise PolicyRefusal(
-                "Quick Mode in tunnel mode needs two identities", NotifyType.INVALID_ID_INFORMATION, spi
-            )
-        remote, local = (network_of(i) for i in ids)
-        for connection in self.sa.candidates or (self.connection,):
-            if (connection.selector.local, connection.selector.remote) == (local, remote):
-                self.connection = connection
-                return connection.selector
-        raise PolicyRefusal(
-            f"no connection of this peer protects {local or '?'} (here) and {remote or '?'} (there)",
-            NotifyType.INVALID_ID_INFORMATION,
-            spi,
-        )
+    def confirm(self, now: float) -> None:
+        """An authentic ESP packet has come on our new inbound SA: who sent it has the keys, as message 3 would prove.
 
-    def _refusal(self, offer: EspOffer) -> str:
-        """Why policy refuses an offer; empty when it does not."""
-        if offer.mode != Mode.TUNNEL:
-            return "it offers transport mode, the policy has tunnel mode"
-        if offer.group != self.connection.pfs:
-            wanted = self.connection.pfs.name if self.connection.pfs else "none"
-            return f"it offers {offer.group.name if offer.group else 'no'} group for PFS, the policy has {wanted}"
-        policy = self.connection.encapsulation
-        if offer.encapsulation == Encapsulation.UDP:
-            if policy == EncapsulationPolicy.NEVER:
-                return 'it offers ESP in UDP, which encapsulation = "never" forbids'
-            if not self.sa.peer_knows_method:
-                return "it offers ESP in UDP without having announced it in phase 1"
-            return ""
-        if policy == EncapsulationPolicy.ALWAYS:
-            return 'it offers ESP without UDP, which encapsulation = "always" forbids'
-        if self.sa.nat == NatStatus.DETECTED:
-            return "it offers ESP without UDP, which the NAT between would not let through"
-        return ""
+        Nothing happens unless message 3 is what we wait for.
+        """
+        if self.state == State.WAITS_FOR_3:
+            self._retransmitter.stop()
+            self.state = State.DONE
+            self._finish((Direction.OUTBOUND,), now)
 
     def _on_message_3(self, header: Header, datagram: bytes, now: float) -> bytes:
+        self._require_proof(header, datagram)
+        self.confirm(now)
+        return b""
+
+    def _require_proof(self, header: Header, datagram: bytes) -> None:
         message, _, _ = self.sa.open(header, datagram, self._iv)
         expected = keying.quick_hash3(self._hash, self._keys.a, self.message_id, self._peer_nonce, self._nonce)
         require_hash(message, expected)
-        self._retransmitter.stop()
-        self.state = State.DONE
-        self._finish((Direction.OUTBOUND,), now)
-        return b""
 
     # both
 
@@ -284,6 +266,14 @@ class QuickMode:
         """Stop without a word."""
         self._retransmitter.stop()
         self._context.timers.cancel(self)
+
+    @property
+    def _own_lifetime(self) -> Lifetime:
+        return Lifetime.of(self.connection.esp_lifetime, self.connection.esp_octets)
+
+    @property
+    def _cookies(self) -> bytes:
+        return self.sa.initiator_cookie + self.sa.responder_cookie
 
     def _exchange(self, message: Chain, offer: EspOffer) -> bytes:
         """Quick Mode's own shared secret; empty without PFS. ParseError when KE is missing, needless or wrong."""
@@ -305,14 +295,13 @@ class QuickMode:
         proposal: Proposal,
         material: _Material,
         selector: Selector,
-        seconds: int | None,
+        lifetime: Lifetime,
         now: float,
     ) -> ChildSa:
         outbound_spi = int.from_bytes(proposal.spi, "big")
         if len(proposal.spi) != 4 or outbound_spi < 256:
             raise ParseError("SA", 0, f"SPI {proposal.spi.hex()} is reserved or not of 4 octets")
         octets = offer.suite.keymat_octets
-        lifetime = min(self.connection.esp_lifetime, seconds or self.connection.esp_lifetime)
         return ChildSa(
             self.connection.name,
             self.sa.path,
@@ -323,7 +312,10 @@ class QuickMode:
             outbound_spi,
             material.keymat(self.inbound_spi, octets),
             material.keymat(outbound_spi, octets),
-            now + lifetime,
+            now + lifetime.seconds,
+            offer.mode,
+            lifetime.octets,
+            self._began_here,
         )
 
     def _seal_behind_hash(self, payloads: list[Payload], nonce: bytes) -> bytes:

@@ -6,7 +6,7 @@ import heapq
 import itertools
 from collections.abc import Callable, Hashable
 
-Callback = Callable[[float], None]
+Callback = Callable[[float], object]
 
 
 class Timers:

@@ -13,6 +13,7 @@ from .proposal import Proposal, encode_proposals, parse_proposals
 IPSEC_DOI = 1
 SIT_IDENTITY_ONLY = 1
 NAT_D_OCTETS = 16
+X509_SIGNATURE = 4  # the certificate encoding that RSA signatures use (RFC 2408, 3.9)
 
 
 class PayloadType(IntEnum):
@@ -22,7 +23,10 @@ class PayloadType(IntEnum):
     SA = 1
     KEY_EXCHANGE = 4
     IDENTIFICATION = 5
+    CERTIFICATE = 6
+    CERTIFICATE_REQUEST = 7
     HASH = 8
+    SIGNATURE = 9
     NONCE = 10
     NOTIFICATION = 11
     DELETE = 12
@@ -37,18 +41,24 @@ class IdType(IntEnum):
     FQDN = 2
     USER_FQDN = 3
     IPV4_ADDR_SUBNET = 4
+    DER_ASN1_DN = 9
 
 
 class NotifyType(IntEnum):
-    """Notify message types that are used here (RFC 2408, 3.14.1)."""
+    """Notify message types that are used here (RFC 2408, 3.14.1; RFC 2407, 4.6.3; RFC 3706, 5.2)."""
 
     INVALID_PAYLOAD_TYPE = 1
+    INVALID_COOKIE = 4
+    INVALID_SPI = 11
     NO_PROPOSAL_CHOSEN = 14
     PAYLOAD_MALFORMED = 16
     INVALID_KEY_INFORMATION = 17
     INVALID_ID_INFORMATION = 18
     INVALID_HASH_INFORMATION = 23
     AUTHENTICATION_FAILED = 24
+    INITIAL_CONTACT = 24578
+    R_U_THERE = 36136
+    R_U_THERE_ACK = 36137
 
     @property
     def label(self) -> str:
@@ -118,6 +128,14 @@ class Hash(_Octets):
     label = "HASH"
 
 
+class Signature(_Octets):
+    """SIG: the same by a private key, of up to 16384 bits."""
+
+    __slots__ = ()
+    type: ClassVar = PayloadType.SIGNATURE
+    label, most = "SIG", 2048
+
+
 class Nonce(_Octets):
     """NONCE: 8 to 256 octets (RFC 2409, 5)."""
 
@@ -140,6 +158,42 @@ class NatDiscovery(_Octets):
     __slots__ = ()
     type: ClassVar = PayloadType.NAT_DISCOVERY
     label, least, most = "NAT-D", NAT_D_OCTETS, NAT_D_OCTETS
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    """A payload of an octet that names the encoding, and data in that encoding."""
+
+    label: ClassVar[str]
+    encoding: int
+    data: bytes
+
+    def body(self) -> bytes:
+        """The octets after the generic header."""
+        return self.encoding.to_bytes(1) + self.data
+
+    @classmethod
+    def parse(cls, body: bytes, offset: int) -> Self:
+        """Read a body that starts at `offset` of the message."""
+        if not body:
+            raise ParseError(cls.label, offset, "0 octets, 1 needed")
+        return cls(body[0], body[1:])
+
+
+class Certificate(_Encoded):
+    """CERT: a certificate, DER where the encoding is X509_SIGNATURE."""
+
+    __slots__ = ()
+    type: ClassVar = PayloadType.CERTIFICATE
+    label = "CERT"
+
+
+class CertificateRequest(_Encoded):
+    """CERTREQ: the authority that the peer's certificate should come from, as the DER of its name; empty for any."""
+
+    __slots__ = ()
+    type: ClassVar = PayloadType.CERTIFICATE_REQUEST
+    label = "CERTREQ"
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +276,18 @@ class Delete:
 
 
 Payload = (
-    SecurityAssociation | KeyExchange | Identification | Hash | Nonce | Notification | Delete | VendorId | NatDiscovery
+    SecurityAssociation
+    | KeyExchange
+    | Identification
+    | Certificate
+    | CertificateRequest
+    | Hash
+    | Signature
+    | Nonce
+    | Notification
+    | Delete
+    | VendorId
+    | NatDiscovery
 )
 
 PAYLOADS: dict[int, type[Payload]] = {
@@ -231,7 +296,10 @@ PAYLOADS: dict[int, type[Payload]] = {
         SecurityAssociation,
         KeyExchange,
         Identification,
+        Certificate,
+        CertificateRequest,
         Hash,
+        Signature,
         Nonce,
         Notification,
         Delete,
