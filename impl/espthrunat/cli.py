@@ -1,4 +1,4 @@
-"""`espthrunat run | status | up | down | stats | check-config`."""
+"""`espthrunat run | status | up | down | rekey | stats | check-config`."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ app = typer.Typer(
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="the configuration file")]
 Control = Annotated[Path, typer.Option("--control", help="the daemon's control socket")]
 Json = Annotated[bool, typer.Option("--json", help="print the daemon's answer as JSON")]
+Timeout = Annotated[float, typer.Option(min=0.1, max=86_400, help="seconds to wait for it")]
 Connection = Annotated[str, typer.Argument(metavar="CONNECTION", help="a connection's name in the configuration")]
 
 
@@ -73,11 +74,13 @@ def check_config(config: ConfigFile) -> None:
         loaded = load(config)
     except ConfigError as error:
         raise _fail(error) from None
+    for warning in loaded.warnings:
+        typer.echo(f"espthrunat: warning: {warning}", err=True)
     count = len(loaded.connections)
     typer.echo(f"{config}: valid, {count} connection{'' if count == 1 else 's'}")
 
 
-def _ask(control: Path, command: str, timeout: float, **arguments: str) -> dict[str, Any]:
+def _ask(control: Path, command: str, timeout: float, **arguments: str | bool) -> dict[str, Any]:
     from .control import ControlError, request
 
     try:
@@ -107,17 +110,31 @@ def _show(answer: dict[str, Any], as_json: bool, shape: str) -> None:
     tables.show(getattr(tables, shape)(answer))
 
 
-@app.command()
-def up(
-    connection: Connection,
-    control: Control = DEFAULT_CONTROL,
-    timeout: Annotated[float, typer.Option(min=0.1, max=86_400, help="seconds to wait for the connection")] = 60.0,
-) -> None:
-    """Bring a connection up and wait until it is."""
+def _checked(timeout: float) -> float:
     if math.isnan(timeout):  # which no range refuses
         raise typer.BadParameter("a number of seconds is needed", param_hint="--timeout")
-    answer = _ask(control, "up", timeout, connection=connection)
+    return timeout
+
+
+@app.command()
+def up(connection: Connection, control: Control = DEFAULT_CONTROL, timeout: Timeout = 60.0) -> None:
+    """Bring a connection up and wait until it is."""
+    answer = _ask(control, "up", _checked(timeout), connection=connection)
     typer.echo(f"{connection} is up, {answer['seconds'] * 1000:.0f} ms")
+
+
+@app.command()
+def rekey(
+    connection: Connection,
+    phase1: Annotated[bool, typer.Option("--phase1", help="replace phase 1 too")] = False,
+    control: Control = DEFAULT_CONTROL,
+    timeout: Timeout = 60.0,
+) -> None:
+    """Replace a connection's SAs by new ones now, and wait until they are up. No traffic is lost."""
+    answer = _ask(control, "rekey", _checked(timeout), connection=connection, phase1=phase1)
+    typer.echo(f"{connection} has new keys, {answer['seconds'] * 1000:.0f} ms")
+    for sa in answer["sas"]:
+        typer.echo(f"SPI in {sa['inbound_spi']}, out {sa['outbound_spi']}")
 
 
 @app.command()

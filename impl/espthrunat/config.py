@@ -2,78 +2,44 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
+from .config_checks import WITH_PORTS, Checks, ConfigError
+from .config_tables import (
+    DEFAULT_ESP,
+    DEFAULT_IKE,
+    DEFAULT_IKE_AGGRESSIVE,
+    ConnectionTable,
+    FileTable,
+    LocalTable,
+)
 from .esp.suites import SUITES
-from .ike.groups import GROUPS, Group
-from .ike.identity import Identity, IdentityPattern
-from .ike.policy import Connection, EncapsulationPolicy, IkeSuite, Retransmission, Secret
-from .messages import Selector
+from .ike.credentials import Credentials
+from .ike.groups import GROUPS
+from .ike.identity import Identity
+from .ike.policy import (
+    Authentication,
+    Connection,
+    EncapsulationPolicy,
+    Exchange,
+    IkeSuite,
+    Rebinding,
+    Retransmission,
+    Secret,
+)
+from .messages import Mode, Selector
 
-DEFAULT_CONTROL = "/run/espthrunat/control.sock"
-DEFAULT_IKE = ["aes256-sha256-ecp256", "aes128-sha256-ecp256", "aes256-sha256-modp2048"]
-DEFAULT_ESP = ["aes256gcm16", "aes128gcm16", "aes256-sha256", "aes128-sha256"]
+__all__ = ["Config", "ConfigError", "load"]
+
 _SECRET_KEYS = {"psk"}
-
-
-class ConfigError(Exception):
-    """A configuration that cannot be used; the message names file, key and value."""
-
-
-class LocalTable(msgspec.Struct, forbid_unknown_fields=True):
-    """[local]: this host."""
-
-    address: str
-    identity: str
-    port: int = 500
-    control: str = DEFAULT_CONTROL
-    tun: str = "esp0"
-    path_mtu: int = 1500  # octets of the largest outer packet
-
-
-class RetransmitTable(msgspec.Struct, forbid_unknown_fields=True):
-    """connection.retransmit: seconds before the first repetition, the factor of each next wait, tries in all."""
-
-    first: float = 0.5
-    factor: float = 2.0
-    tries: int = 6
-
-
-class ConnectionTable(msgspec.Struct, forbid_unknown_fields=True):
-    """[[connection]]: one peer, or with remote = "any" one kind of peers, and the traffic to protect."""
-
-    name: str
-    remote_identity: str
-    local_network: str
-    remote_network: str
-    remote: str = "any"
-    remote_port: int = 500
-    psk: str | None = None
-    psk_file: str | None = None
-    ike: list[str] = msgspec.field(default_factory=lambda: list(DEFAULT_IKE))
-    esp: list[str] = msgspec.field(default_factory=lambda: list(DEFAULT_ESP))
-    pfs: str = "ecp256"
-    mode: Literal["tunnel"] = "tunnel"
-    encapsulation: Literal["auto", "always", "never"] = "auto"
-    start: bool = False
-    ike_lifetime: int = 28_800  # seconds
-    esp_lifetime: int = 3_600  # seconds
-    retry: float = 10.0  # seconds
-    retransmit: RetransmitTable = msgspec.field(default_factory=RetransmitTable)
-
-
-class FileTable(msgspec.Struct, forbid_unknown_fields=True):
-    """The whole file."""
-
-    local: LocalTable
-    connection: list[ConnectionTable]
+_DAYS = 86_400  # seconds
+_ANYBODY = "0.0.0.0/0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +52,29 @@ class Config:
     tun: str
     path_mtu: int
     connections: tuple[Connection, ...]
+    max_half_open: int = 1000
+    new_phase1_per_second: float = 100.0
+
+    @property
+    def warnings(self) -> list[str]:
+        """One line for each thing that works and that nobody should use without need."""
+        said = []
+        for connection in self.connections:
+            for suite in connection.ike_suites:
+                parts = [part for part in (suite.cipher, suite.hash) if part.legacy]
+                names = [part.text for part in parts] + ([suite.group.name] if suite.group.legacy else [])
+                if names:
+                    said.append(f"{connection.name}: ike = {suite.name!r} is legacy ({', '.join(names)})")
+            said += [
+                f"{connection.name}: esp = {suite.name!r} is legacy" for suite in connection.esp_suites if suite.legacy
+            ]
+            if connection.pfs is not None and connection.pfs.legacy:
+                said.append(f"{connection.name}: pfs = {connection.pfs.name!r} is legacy")
+            if (connection.exchange, connection.authentication) == (Exchange.AGGRESSIVE, Authentication.PSK):
+                said.append(
+                    f"{connection.name}: Aggressive Mode with a pre-shared key: its hash can be guessed offline"
+                )
+        return said
 
 
 def load(file: Path) -> Config:
@@ -121,135 +110,176 @@ def _is_secret(key: str) -> bool:
     return key.rsplit(".", 1)[-1] in _SECRET_KEYS
 
 
-class _Reader:
-    """Turns tables into policy; knows the file, for errors."""
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-
-    def _wrong(self, key: str, value: object, reason: str) -> ConfigError:
-        return ConfigError(f"{self._file}: {key} = {value!r}: {reason}")
+class _Reader(Checks):
+    """Turns tables into policy."""
 
     def read(self, table: FileTable) -> Config:
         local = table.local
-        address = self._address("local.address", local.address)
+        address = self.address("local.address", local.address)
         if address == "0.0.0.0":
-            raise self._wrong("local.address", address, "NAT discovery needs one concrete address of this host")
-        self._range("local.port", local.port, 1, 65535)
-        self._range("local.path_mtu", local.path_mtu, 576, 65535)
+            raise self.wrong("local.address", address, "NAT discovery needs one concrete address of this host")
+        self.range("local.port", local.port, 1, 65535)
+        self.range("local.path_mtu", local.path_mtu, 576, 65535)
+        self.range("local.max_half_open", local.max_half_open, 1, 1_000_000)
+        self.range("local.new_phase1_per_second", local.new_phase1_per_second, 0.1, 1_000_000)
         if not re.fullmatch(r"[A-Za-z0-9_.-]{1,15}", local.tun):
-            raise self._wrong("local.tun", local.tun, "a device name has 1 to 15 letters, digits, '_', '.', '-'")
+            raise self.wrong("local.tun", local.tun, "a device name has 1 to 15 letters, digits, '_', '.', '-'")
         if not local.control or "\0" in local.control:
-            raise self._wrong("local.control", local.control, "not a path")
+            raise self.wrong("local.control", local.control, "not a path")
         if len(local.control.encode()) > 100:
-            raise self._wrong("local.control", local.control, "a socket's path has at most 100 octets")
-        names = [c.name for c in table.connection]
-        if not names:
-            raise ConfigError(f"{self._file}: connection: at least one [[connection]] is needed")
-        for name in names:
-            if names.count(name) > 1:
-                raise self._wrong("connection.name", name, "stands twice")
-        identity = self._identity("local.identity", local.identity)
-        connections = tuple(self._connection(i, c, identity) for i, c in enumerate(table.connection))
-        return Config(address, local.port, Path(local.control), local.tun, local.path_mtu, connections)
+            raise self.wrong("local.control", local.control, "a socket's path has at most 100 octets")
+        self._names([c.name for c in table.connection])
+        identity = self.identity("local.identity", local.identity)
+        credentials = self._credentials(local, identity)
+        connections = []
+        for index, connection in enumerate(table.connection):
+            connections.append(self._connection(f"connection[{index}].", connection, address, identity, credentials))
+        return Config(
+            address,
+            local.port,
+            Path(local.control),
+            local.tun,
+            local.path_mtu,
+            tuple(connections),
+            local.max_half_open,
+            local.new_phase1_per_second,
+        )
 
-    def _connection(self, index: int, table: ConnectionTable, identity: Identity) -> Connection:
-        at = f"connection[{index}]."
-        if not table.name:
-            raise self._wrong(at + "name", table.name, "must not be empty")
-        remote = None if table.remote == "any" else self._address(at + "remote", table.remote)
+    def _names(self, names: list[str]) -> None:
+        if not names:
+            raise self.missing("connection", "at least one [[connection]] is needed")
+        for index, name in enumerate(names):
+            if not name:
+                raise self.wrong(f"connection[{index}].name", name, "must not be empty")
+            if "@" in name:
+                raise self.wrong(f"connection[{index}].name", name, "must not contain '@'")
+            if names.count(name) > 1:
+                raise self.wrong("connection.name", name, "stands twice")
+
+    def _connection(
+        self, at: str, table: ConnectionTable, address: str, identity: Identity, credentials: Credentials | None
+    ) -> Connection:
+        remote = None if table.remote == "any" else self.address(at + "remote", table.remote)
         if table.start and remote is None:
-            raise self._wrong(at + "start", True, 'a connection with remote = "any" can only be begun by its peers')
-        self._range(at + "remote_port", table.remote_port, 1, 65535)
-        self._range(at + "ike_lifetime", table.ike_lifetime, 60, 7 * 86_400)
-        self._range(at + "esp_lifetime", table.esp_lifetime, 30, 7 * 86_400)
-        self._range(at + "retry", table.retry, 0.1, 86_400)
-        self._range(at + "retransmit.first", table.retransmit.first, 0.01, 60)
-        self._range(at + "retransmit.factor", table.retransmit.factor, 1, 10)
-        self._range(at + "retransmit.tries", table.retransmit.tries, 1, 20)
-        local_network = self._network(at + "local_network", table.local_network)
+            raise self.wrong(at + "start", True, 'a connection with remote = "any" can only be begun by its peers')
+        self._numbers(at, table)
+        mode = Mode(table.mode)
+        selector = self._selector(at, table, address, remote)
+        own_address = mode == Mode.TUNNEL and selector.local.endswith("/32")
+        exchange = Exchange(table.exchange)
+        authentication = Authentication(table.authentication)
+        if authentication == Authentication.RSA and credentials is None:
+            raise self.wrong(at + "authentication", "rsa", "needs local.certificate, local.private_key and local.ca")
         return Connection(
             name=table.name,
             remote=remote,
             remote_port=table.remote_port,
             local_identity=identity,
-            remote_identity=self._pattern(at + "remote_identity", table.remote_identity),
+            remote_identity=self.pattern(at + "remote_identity", table.remote_identity),
             secret=self._secret(at, table),
-            ike_suites=tuple(self._ike_suite(at + "ike", name) for name in self._some(at + "ike", table.ike)),
+            credentials=credentials if authentication == Authentication.RSA else None,
+            exchange=exchange,
+            authentication=authentication,
+            mode=mode,
+            ike_suites=self._ike_suites(at + "ike", table.ike, exchange),
             esp_suites=tuple(
-                SUITES[self._known(at + "esp", name, SUITES)] for name in self._some(at + "esp", table.esp)
+                SUITES[self.known(at + "esp", name, SUITES)]
+                for name in self.some(at + "esp", DEFAULT_ESP if table.esp is None else table.esp)
             ),
-            pfs=None if table.pfs == "none" else self._group(at + "pfs", table.pfs),
-            selector=Selector(local_network, self._network(at + "remote_network", table.remote_network)),
+            pfs=None if table.pfs == "none" else GROUPS[self.known(at + "pfs", table.pfs, GROUPS)],
+            selector=selector,
             encapsulation=EncapsulationPolicy(table.encapsulation),
+            rebinding=Rebinding(table.rebinding),
             start=table.start,
-            source=local_network.removesuffix("/32") if local_network.endswith("/32") else "",
+            acquire=table.acquire,
+            source=selector.local.removesuffix("/32") if own_address else "",
             ike_lifetime=table.ike_lifetime,
             esp_lifetime=table.esp_lifetime,
+            esp_octets=table.esp_octets,
+            rekey=table.rekey,
+            rekey_margin=table.rekey_margin,
+            rekey_overlap=table.rekey_overlap,
+            dpd_interval=table.dpd,
+            keepalive_interval=table.keepalive,
+            keepalive_tail=table.keepalive_tail,
             retry=table.retry,
             retransmission=Retransmission(table.retransmit.first, table.retransmit.factor, table.retransmit.tries),
         )
 
-    def _secret(self, at: str, table: ConnectionTable) -> Secret:
-        if (table.psk is None) == (table.psk_file is None):
-            raise ConfigError(f"{self._file}: {at}psk: give either psk or psk_file")
-        if table.psk is not None:
-            octets = table.psk.encode()
+    def _numbers(self, at: str, table: ConnectionTable) -> None:
+        self.range(at + "remote_port", table.remote_port, 1, 65535)
+        self.range(at + "ike_lifetime", table.ike_lifetime, 60, 7 * _DAYS)
+        self.range(at + "esp_lifetime", table.esp_lifetime, 30, 7 * _DAYS)
+        self.range(at + "esp_octets", table.esp_octets, 10_000, 2**40, or_zero=True)
+        self.range(at + "rekey_margin", table.rekey_margin, 0.01, 0.5)
+        self.range(at + "rekey_overlap", table.rekey_overlap, 0, 3_600)
+        self.range(at + "dpd", table.dpd, 0.1, _DAYS, or_zero=True)
+        self.range(at + "keepalive", table.keepalive, 0.1, 3_600, or_zero=True)
+        self.range(at + "keepalive_tail", table.keepalive_tail, 0, 7 * _DAYS)
+        self.range(at + "retry", table.retry, 0.1, _DAYS)
+        self.range(at + "retransmit.first", table.retransmit.first, 0.01, 60)
+        self.range(at + "retransmit.factor", table.retransmit.factor, 1, 10)
+        self.range(at + "retransmit.tries", table.retransmit.tries, 1, 20)
+
+    def _selector(self, at: str, table: ConnectionTable, address: str, remote: str | None) -> Selector:
+        protocol = self.protocol(at + "traffic_protocol", table.traffic_protocol)
+        ports = {"traffic_local_port": table.traffic_local_port, "traffic_remote_port": table.traffic_remote_port}
+        for key, port in ports.items():
+            self.range(at + key, port, 0, 65535)
+            if port and protocol not in WITH_PORTS:
+                raise self.wrong(at + key, port, 'a port needs traffic_protocol = "tcp" or "udp"')
+        if table.mode == "tunnel":
+            local_network = self.network(at + "local_network", table.local_network)
+            remote_network = self.network(at + "remote_network", table.remote_network)
+            return Selector(local_network, remote_network, protocol, *ports.values())
+        for key, network in (("local_network", table.local_network), ("remote_network", table.remote_network)):
+            if network is not None:
+                raise self.wrong(
+                    at + key, network, "transport mode protects the two hosts' own addresses: leave it out"
+                )
+        return Selector(f"{address}/32", f"{remote}/32" if remote else _ANYBODY, protocol, *ports.values())
+
+    def _ike_suites(self, key: str, names: list[str] | None, exchange: Exchange) -> tuple[IkeSuite, ...]:
+        aggressive = exchange == Exchange.AGGRESSIVE
+        default = DEFAULT_IKE_AGGRESSIVE if aggressive else DEFAULT_IKE
+        suites = tuple(self.ike_suite(key, name) for name in self.some(key, default if names is None else names))
+        if aggressive and len({suite.group for suite in suites}) > 1:
+            raise self.wrong(key, names, "Aggressive Mode cannot negotiate its group: all suites need the same one")
+        return suites
+
+    def _secret(self, at: str, table: ConnectionTable) -> Secret | None:
+        given = [value for value in (table.psk, table.psk_file) if value is not None]
+        if table.authentication == "rsa":
+            if given:
+                raise self.missing(at + "psk", 'authentication = "rsa" takes none')
+            return None
+        if len(given) != 1:
+            raise self.missing(at + "psk", "give either psk or psk_file")
+        if table.psk_file is not None:
+            octets = self.octets(at + "psk_file", table.psk_file).rstrip(b"\r\n")
         else:
-            assert table.psk_file is not None
-            file = self._file.parent / table.psk_file
-            try:
-                octets = file.read_bytes().rstrip(b"\r\n")
-            except OSError as error:
-                raise self._wrong(at + "psk_file", table.psk_file, f"cannot be read: {error.strerror}") from error
-            except ValueError as error:
-                raise self._wrong(at + "psk_file", table.psk_file, "not a path") from error
+            octets = given[0].encode()
         if not octets:
-            raise ConfigError(f"{self._file}: {at}psk: a pre-shared key must not be empty")
+            raise self.missing(at + "psk", "a pre-shared key must not be empty")
         return Secret(octets)
 
-    def _ike_suite(self, key: str, name: str) -> IkeSuite:
+    def _credentials(self, local: LocalTable, identity: Identity) -> Credentials | None:
+        files = {"certificate": local.certificate, "private_key": local.private_key, "ca": local.ca}
+        if not any(name is not None for name in files.values()):
+            return None
+        octets = []
+        for key, name in files.items():
+            if name is None:
+                raise self.missing(f"local.{key}", "certificate, private_key and ca are needed together")
+            octets.append(self.octets(f"local.{key}", name))
+        from .ike import certificates  # which loads much that pre-shared keys do not need
+
         try:
-            return IkeSuite.from_name(name)
+            credentials = certificates.load(*octets)
         except ValueError as error:
-            raise self._wrong(key, name, str(error)) from None
-
-    def _group(self, key: str, name: str) -> Group:
-        return GROUPS[self._known(key, name, GROUPS)]
-
-    def _known(self, key: str, name: str, table: dict[str, Any]) -> str:
-        if name not in table:
-            raise self._wrong(key, name, f"unknown; known are {', '.join(table)}")
-        return name
-
-    def _some(self, key: str, names: list[str]) -> list[str]:
-        if not names:
-            raise self._wrong(key, names, "at least one suite is needed")
-        return names
-
-    def _range(self, key: str, value: float, least: float, most: float) -> None:
-        if not least <= value <= most:
-            raise self._wrong(key, value, f"must be {least:g} to {most:g}")
-
-    def _address(self, key: str, text: str) -> str:
-        try:
-            return str(ipaddress.IPv4Address(text))
-        except ValueError:
-            raise self._wrong(key, text, "not an IPv4 address") from None
-
-    def _network(self, key: str, text: str) -> str:
-        try:
-            return str(ipaddress.IPv4Network(text))
-        except ValueError as error:
-            raise self._wrong(key, text, f"not an IPv4 network: {error}") from None
-
-    def _identity(self, key: str, text: str) -> Identity:
-        try:
-            return Identity.from_text(text)
-        except ValueError as error:
-            raise self._wrong(key, text, str(error)) from None
-
-    def _pattern(self, key: str, text: str) -> IdentityPattern:
-        if text != "any":
-            self._identity(key, text)
-        return IdentityPattern(text)
+            raise self.missing("local.certificate, local.private_key, local.ca", str(error)) from None
+        if not certificates.certifies(credentials, identity):
+            raise self.wrong(
+                "local.identity", local.identity, "local.certificate does not say so: no peer would believe it"
+            )
+        return credentials

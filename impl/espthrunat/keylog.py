@@ -43,7 +43,7 @@ class KeyLog:
                 "*",
                 f"0x{spi:08x}",
                 child.suite.wireshark_encryption,
-                f"0x{encryption.hex()}",
+                f"0x{encryption.hex()}" if encryption else "",
                 child.suite.wireshark_authentication,
                 f"0x{authentication.hex()}" if authentication else "",
             ]

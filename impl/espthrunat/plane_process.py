@@ -17,6 +17,11 @@ class PlaneError(Exception):
     """The data plane did not start, or has ended; the message says why in one line."""
 
 
+def not_ready() -> PlaneError:
+    """What is wrong when it says nothing for `READY_SECONDS`."""
+    return PlaneError(f"the data plane is not ready after {READY_SECONDS:g} s")
+
+
 class PlaneProcess:
     """Started at once, so that it is getting ready while the daemon still imports and reads."""
 
@@ -43,7 +48,7 @@ class PlaneProcess:
         try:
             answer = self.receive()
         except TimeoutError:
-            raise PlaneError(f"the data plane is not ready after {READY_SECONDS:g} s") from None
+            raise not_ready() from None
         if not isinstance(answer, messages.Ready):
             raise PlaneError("the data plane does not speak our language")
         if answer.error:

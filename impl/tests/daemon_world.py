@@ -24,7 +24,10 @@ PROGRAM = [sys.executable, "-m", "espthrunat"]
 
 @dataclass(frozen=True)
 class Host:
-    """One end's configuration: 0 is here, 1 is there. Each end has one connection, to the other, named "peer"."""
+    """One end's configuration: 0 is here, 1 is there. Each end has one connection, to the other, named "peer".
+
+    Without a `psk` it proves itself by other means, which `local` and `connection` say.
+    """
 
     number: int
     folder: FilePath
@@ -33,6 +36,10 @@ class Host:
     port: int = 500
     tun: str = "esp0"
     control_name: str = ""
+    transport: bool = False
+    local: tuple[str, ...] = ()  # more lines of [local]
+    connection: tuple[str, ...] = ()  # more lines of [[connection]]
+    more: str = ""  # more connections
 
     @property
     def name(self) -> str:
@@ -45,6 +52,9 @@ class Host:
     def write(self) -> FilePath:
         """The configuration file."""
         file = self.folder / f"{self.name}-{self.port}-{self.tun}.toml"
+        networks = (f'local_network = "{INNER[self.number]}/32"', f'remote_network = "{INNER[1 - self.number]}/32"')
+        local = "\n".join(self.local)
+        connection = "\n".join((*(('mode = "transport"',) if self.transport else networks), *self.connection))
         file.write_text(f"""
 [local]
 address = "{OUTER[self.number]}"
@@ -52,15 +62,16 @@ identity = "{self.name}.example"
 port = {self.port}
 tun = "{self.tun}"
 control = "{self.control}"
+{local}
 
 [[connection]]
 name = "peer"
 remote = "{self.remote or OUTER[1 - self.number]}"
 remote_identity = "any"
-psk = "{self.psk}"
-local_network = "{INNER[self.number]}/32"
-remote_network = "{INNER[1 - self.number]}/32"
+{f'psk = "{self.psk}"' if self.psk else ""}
+{connection}
 retransmit = {{ first = 0.2, tries = 3 }}
+{self.more}
 """)
         return file
 
@@ -196,10 +207,10 @@ def running(
 
 @contextmanager
 def pair(
-    sides: tuple[Namespace, Namespace], folder: FilePath, *options: str, there_psk: str = PSK
+    sides: tuple[Namespace, Namespace], folder: FilePath, *options: str, there_psk: str = PSK, **both: Any
 ) -> Iterator[tuple[Daemon, Daemon]]:
-    """Two daemons that may connect, or with another key there, may not."""
-    here, there = Host(0, folder), replace(Host(1, folder), psk=there_psk)
+    """Two daemons that may connect, or with another key there, may not; `both` are more fields of their `Host`s."""
+    here, there = Host(0, folder, **both), replace(Host(1, folder, **both), psk=there_psk)
     with launched(sides[0], here, *options) as left, running(sides[1], there) as right:
         left.log.wait_for("listening on")
         yield left, right

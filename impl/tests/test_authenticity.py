@@ -47,7 +47,7 @@ def test_a_responder_with_the_key_and_a_wrong_hash_r_is_refused(monkeypatch: pyt
         digest = authentication.proof(*arguments, initiator=initiator)  # type: ignore[arg-type]
         return digest if initiator else flipped(digest)
 
-    spoilt = SimpleNamespace(derive=authentication.derive, first_iv=authentication.first_iv, proof=proof)
+    spoilt = SimpleNamespace(**(vars(authentication) | {"proof": proof}))
     monkeypatch.setattr(main_mode_responder, "authentication", spoilt)
     world = World().connect()
     assert not any(isinstance(e, events.IkeSaEstablished) for e in world.client_events)

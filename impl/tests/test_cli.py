@@ -39,6 +39,16 @@ def test_a_valid_configuration_is_said_to_be_one(tmp_path: FilePath) -> None:
     assert (run.returncode, run.stdout, run.stderr) == (0, f"{file}: valid, 1 connection\n", "")
 
 
+def test_check_config_names_what_is_better_not_used(tmp_path: FilePath) -> None:
+    host = Host(0, tmp_path, connection=('exchange = "aggressive"', 'ike = ["3des-sha1-modp1024"]'))
+    run = espthrunat("check-config", str(host.write()))
+    assert run.returncode == 0, "legacy is no mistake"
+    assert run.stderr.splitlines() == [
+        "espthrunat: warning: peer: ike = '3des-sha1-modp1024' is legacy (3des, sha1, modp1024)",
+        "espthrunat: warning: peer: Aggressive Mode with a pre-shared key: its hash can be guessed offline",
+    ]
+
+
 @pytest.mark.parametrize("command", ["run", "check-config"])
 def test_a_file_that_is_not_there(tmp_path: FilePath, command: str) -> None:
     file = tmp_path / "nothing.toml"
@@ -69,15 +79,18 @@ def test_check_config_and_run_name_file_key_and_value(
     assert one_line(espthrunat(command, str(file))).startswith(f"espthrunat: {file}: {says}")
 
 
-@pytest.mark.parametrize("command", [["status"], ["stats", "--json"], ["up", "peer"], ["down", "peer"]])
+@pytest.mark.parametrize(
+    "command", [["status"], ["stats", "--json"], ["up", "peer"], ["down", "peer"], ["rekey", "peer"]]
+)
 def test_no_daemon_at_the_control_path(tmp_path: FilePath, command: list[str]) -> None:
     line = one_line(espthrunat(*command, "--control", str(tmp_path / "none.sock")))
     assert "none.sock: no daemon answers here (No such file or directory); start one: espthrunat run CONFIG" in line
 
 
+@pytest.mark.parametrize("command", ["up", "rekey"])
 @pytest.mark.parametrize("seconds", ["0", "-1", "inf", "nan", "soon"])
-def test_a_timeout_that_is_none_is_a_usage_error(tmp_path: FilePath, seconds: str) -> None:
-    run = espthrunat("up", "peer", "--control", str(tmp_path / "none.sock"), f"--timeout={seconds}")
+def test_a_timeout_that_is_none_is_a_usage_error(tmp_path: FilePath, seconds: str, command: str) -> None:
+    run = espthrunat(command, "peer", "--control", str(tmp_path / "none.sock"), f"--timeout={seconds}")
     assert run.returncode == 2
     assert "--timeout" in run.stderr
     assert "Traceback" not in run.stderr
@@ -86,14 +99,14 @@ def test_a_timeout_that_is_none_is_a_usage_error(tmp_path: FilePath, seconds: st
 def test_help_names_every_command() -> None:
     run = espthrunat("--help")
     assert run.returncode == 0
-    for command in ("run", "check-config", "status", "stats", "up", "down"):
+    for command in ("run", "check-config", "status", "stats", "up", "down", "rekey"):
         assert f"  {command} " in run.stdout
 
 
 @needs_namespaces
 def test_an_unknown_connection(here: Namespace, tmp_path: FilePath) -> None:
     with running(here, Host(0, tmp_path)) as daemon:
-        for command in ("up", "down"):
+        for command in ("up", "down", "rekey"):
             assert one_line(daemon.cli(command, "pear")) == "espthrunat: no connection 'pear'; known are peer"
 
 
@@ -137,7 +150,7 @@ def test_without_root_it_says_what_is_missing(here: Namespace, tmp_path: FilePat
     assert "Traceback" not in run.stderr
     assert run.stderr.splitlines()[-1] == (
         f"espthrunat: UDP {OUTER[0]}:500 cannot be opened: "
-        "ports below 1024 need CAP_NET_BIND_SERVICE: run as root or choose a higher port"
+        "marking packets needs CAP_NET_ADMIN: run as root, or in a user namespace with its own network"
     )
 
 

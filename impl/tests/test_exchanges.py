@@ -19,7 +19,7 @@ MESSAGES = 9  # Main Mode has six, Quick Mode three
 
 
 def test_a_connection_through_a_nat_comes_up_in_nine_messages() -> None:
-    world = World().connect()
+    world = World().connect(5.0)
     assert world.up
     assert len(world.wire) == MESSAGES
     assert world.client_sa().encapsulation == Encapsulation.UDP
@@ -257,7 +257,7 @@ def test_shutting_down_deletes_at_both_ends() -> None:
 
 
 def test_a_lifetime_ends_at_both_ends() -> None:
-    world = World(replace(INITIATOR, esp_lifetime=100)).connect(50.0)
+    world = World(replace(INITIATOR, esp_lifetime=100, rekey=False), replace(RESPONDER, rekey=False)).connect(50.0)
     assert world.up
     world.run(60.0)
     assert not world.client.children()

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from espthrunat.wire.errors import ParseError
 from espthrunat.wire.isakmp import Header, encode_message, encode_payloads, parse_header, parse_payloads
 from espthrunat.wire.payloads import (
+    Certificate,
+    CertificateRequest,
     Delete,
     Hash,
     Identification,
@@ -22,6 +24,7 @@ from espthrunat.wire.payloads import (
     Payload,
     PayloadType,
     SecurityAssociation,
+    Signature,
     VendorId,
 )
 from espthrunat.wire.proposal import Attribute, Proposal, Transform
@@ -40,6 +43,9 @@ payloads: st.SearchStrategy[Payload] = st.one_of(
     st.builds(SecurityAssociation, st.lists(proposals, min_size=1, max_size=3).map(tuple)),
     st.builds(KeyExchange, st.binary(min_size=1, max_size=512)),
     st.builds(Hash, st.binary(min_size=1, max_size=64)),
+    st.builds(Certificate, octet, st.binary(max_size=200)),
+    st.builds(CertificateRequest, octet, st.binary(max_size=60)),
+    st.builds(Signature, st.binary(min_size=1, max_size=512)),
     st.builds(Nonce, st.binary(min_size=8, max_size=256)),
     st.builds(VendorId, st.binary(max_size=40)),
     st.builds(NatDiscovery, st.binary(min_size=16, max_size=16)),
@@ -146,6 +152,9 @@ def test_a_wrong_header_is_named(message: bytes, says: str) -> None:
         (10, struct.pack("!BBH", 0, 0, 3) + bytes(8), "NONCE at octet 30: length 3"),
         (10, struct.pack("!BBH", 0, 0, 8) + bytes(4), "NONCE at octet 32: 4 octets, 8 to 256 are allowed"),
         (130, struct.pack("!BBH", 0, 0, 8) + bytes(4), "NAT-D at octet 32: 4 octets, 16 are allowed"),
+        (6, struct.pack("!BBH", 0, 0, 4), "CERT at octet 32: 0 octets, 1 needed"),
+        (7, struct.pack("!BBH", 0, 0, 4), "CERTREQ at octet 32: 0 octets, 1 needed"),
+        (9, struct.pack("!BBH", 0, 0, 4), "SIG at octet 32: 0 octets, 1 to 2048 are allowed"),
         (1, struct.pack("!BBHII", 0, 0, 12, 2, 1), "SA at octet 32: DOI 2"),
         (12, struct.pack("!BBHIBBH", 0, 0, 12, 1, 3, 4, 1), "D at octet 37: 1 SPIs of 4 octets in 0"),
     ],

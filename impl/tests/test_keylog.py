@@ -18,10 +18,15 @@ from ike_world import Nat, World
 from plane_world import Namespace, two_namespaces, udp_packet, what_is_missing
 
 from espthrunat.esp.sa import OutboundSa
+from espthrunat.esp.suites import SUITES
 from espthrunat.ike import events
+from espthrunat.ike.child_sa import ChildSa
 from espthrunat.keylog import ESP_FILE, IKE_FILE, KeyLog
+from espthrunat.messages import Encapsulation, Mode, Path, Selector
 
 LINKTYPE_RAW = 101
+UDP = 17
+IP_OCTETS = 20
 
 missing = what_is_missing()
 needs_namespaces = pytest.mark.skipif(bool(missing), reason=f"needs {missing}")
@@ -94,16 +99,45 @@ def test_tshark_decrypts_ike_and_esp_with_the_folder_as_it_is(tmp_path: FilePath
     packets = [udp_packet(*(ends if to_server else ends[::-1]), datagram, 500) for datagram, to_server in world.wire]
     outbound = OutboundSa(child.outbound_spi, child.suite, child.outbound_keymat)
     packets += [ip_packet(50, esp) for esp in outbound.seal([inner])]
-    capture = tmp_path / "wire.pcap"
+    shown = tshark(tmp_path, packets, "isakmp.id.data.fqdn", "data.data")
+    assert "client1.example" in shown, f"message 5 of Main Mode: {shown}"
+    assert "server.example" in shown, f"message 6: {shown}"
+    assert b"in the tunnel".hex() in shown, f"ESP: {shown}"
+
+
+@pytest.mark.skipif(shutil.which("tshark") is None, reason="needs tshark")
+@pytest.mark.parametrize("mode", list(Mode))
+def test_tshark_takes_the_keys_of_every_suite(tmp_path: FilePath, mode: Mode) -> None:
+    """Those with one key, and those with no cipher, too; what Wireshark cannot read makes it refuse the whole file."""
+    log = KeyLog(tmp_path / "keys")
+    path, selector = Path("192.0.2.1", 500, "192.0.2.2", 500), Selector("192.0.2.1/32", "192.0.2.2/32")
+    packets = []
+    for number, suite in enumerate(SUITES.values()):
+        spis = 0x1000 + number, 0x2000 + number
+        ours, theirs = (bytes(range(first + number, first + number + suite.keymat_octets)) for first in (1, 101))
+        log.child(ChildSa("server", path, suite, Encapsulation.NONE, selector, *spis, ours, theirs, mode=mode))
+        inner = udp_packet("192.0.2.1", "192.0.2.2", f"by {suite.name}".encode(), 7777)
+        outbound = OutboundSa(spis[1], suite, theirs)
+        sealed = outbound.seal([inner]) if mode == Mode.TUNNEL else outbound.seal([inner[IP_OCTETS:]], UDP)
+        packets += [ip_packet(50, esp) for esp in sealed]
+    shown = tshark(tmp_path, packets, "esp.icv_good", "udp.dstport", "data.data").splitlines()
+    assert shown == [f"1\t7777\t{f'by {suite.name}'.encode().hex()}" for suite in SUITES.values()]
+
+
+def tshark(folder: FilePath, packets: list[bytes], *fields: str) -> str:
+    """What tshark shows of IP packets with `folder`/keys as its configuration folder, a line each."""
+    capture = folder / "wire.pcap"
     records = [struct.pack("<IIII", 0, 0, len(packet), len(packet)) + packet for packet in packets]
     capture.write_bytes(struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, LINKTYPE_RAW) + b"".join(records))
-    command = ["tshark", "-r", str(capture), "-o", "esp.enable_encryption_decode:TRUE", "-T", "fields"]
-    command += ["-e", "isakmp.id.data.fqdn", "-e", "data.data"]
-    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "WIRESHARK_CONFIG_DIR": str(tmp_path / "keys")}
+    command = ["tshark", "-r", str(capture), "-T", "fields"]
+    for option in ("esp.enable_encryption_decode:TRUE", "esp.enable_authentication_check:TRUE"):
+        command += ["-o", option]
+    for field in fields:
+        command += ["-e", field]
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(folder), "WIRESHARK_CONFIG_DIR": str(folder / "keys")}
     run = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, env=environment)
-    assert "client1.example" in run.stdout, f"message 5 of Main Mode: {run.stdout}{run.stderr}"
-    assert "server.example" in run.stdout, f"message 6: {run.stdout}{run.stderr}"
-    assert b"in the tunnel".hex() in run.stdout, f"ESP: {run.stdout}{run.stderr}"
+    assert run.returncode == 0, run.stderr
+    return run.stdout
 
 
 def ip_packet(protocol: int, payload: bytes) -> bytes:

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..wire.isakmp import Chain
-from ..wire.payloads import Notification
-from ..wire.proposal import Attribute, Phase2Attribute, Protocol, Transform, _parse_attributes
+from ..wire.payloads import Notification, NotifyType
+from ..wire.proposal import Attribute, Phase2Attribute, Protocol, Transform, parse_attributes
 
 LIFE_SECONDS = 1
 LIFE_KILOBYTES = 2
 DEFAULT_SECONDS = 28_800  # what a peer means that names none (RFC 2407, 4.5)
-RESPONDER_LIFETIME = 24_576  # notify message type
 
 _MOST_KILOBYTES = 1 << 38  # 2^32 packets of 64 KB: sequence numbers end before
 
@@ -68,7 +67,7 @@ class Lifetime:
 def responder_lifetime(lifetime: Lifetime, spi: bytes) -> Notification:
     """What tells the initiator that the responder's policy is shorter; `spi` is the responder's inbound one."""
     data = b"".join(attribute.encode() for attribute in lifetime.attributes)
-    return Notification(RESPONDER_LIFETIME, Protocol.ESP, spi, data)
+    return Notification(NotifyType.RESPONDER_LIFETIME, Protocol.ESP, spi, data)
 
 
 def read_responder_lifetime(message: Chain, spi: bytes) -> Lifetime:
@@ -79,11 +78,11 @@ def read_responder_lifetime(message: Chain, spi: bytes) -> Lifetime:
     lifetime = Lifetime()
     for notification in message.all(Notification):
         if (notification.notify_type, notification.protocol, notification.spi) == (
-            RESPONDER_LIFETIME,
+            NotifyType.RESPONDER_LIFETIME,
             Protocol.ESP,
             spi,
         ):
-            lifetime = lifetime.within(Lifetime.read(_parse_attributes(notification.data, 0)))
+            lifetime = lifetime.within(Lifetime.read(parse_attributes(notification.data, 0)))
     return lifetime
 
 

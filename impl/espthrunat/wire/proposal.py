@@ -155,7 +155,7 @@ def _parse_transforms(data: bytes, offset: int) -> tuple[Transform, ...]:
             raise ParseError("transform", offset + position, "reserved octets are not zero")
         if length < 8 or position + length > len(data):
             raise ParseError("transform", offset + position + 2, f"length {length} does not fit")
-        attributes = _parse_attributes(data[position + 8 : position + length], offset + position + 8)
+        attributes = parse_attributes(data[position + 8 : position + length], offset + position + 8)
         transforms.append(Transform(number, transform_id, attributes))
         position += length
         more = following == _TRANSFORM
@@ -164,7 +164,8 @@ def _parse_transforms(data: bytes, offset: int) -> tuple[Transform, ...]:
     return tuple(transforms)
 
 
-def _parse_attributes(data: bytes, offset: int) -> tuple[Attribute, ...]:
+def parse_attributes(data: bytes, offset: int) -> tuple[Attribute, ...]:
+    """Read a run of attributes that fills `data`; `offset` as for `parse_proposals`."""
     attributes = []
     position = 0
     while position < len(data):
