@@ -128,6 +128,13 @@ def test_what_is_no_name_is_refused(text: str) -> None:
     assert not IdentityPattern(text).matches(Identity.from_text("CN=x"))
 
 
+@pytest.mark.parametrize("octet", [b"\n", b"\x1b", b"\0", b"\x7f"])
+def test_a_name_that_could_forge_a_line_of_a_log_is_refused(octet: bytes) -> None:
+    name = distinguished_name.encode("CN=client").replace(b"client", b"cli" + octet + b"nt")
+    with pytest.raises(ParseError, match="cannot be printed"):
+        Identity.from_payload(Identification(IdType.DER_ASN1_DN, name))
+
+
 @given(st.binary(max_size=80))
 def test_arbitrary_octets_are_a_name_or_a_parse_error(data: bytes) -> None:
     try:

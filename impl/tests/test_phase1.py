@@ -6,7 +6,7 @@ from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 
 import pytest
-from certificate_world import rsa_initiator, rsa_responder
+from certificate_world import root, rsa_initiator, rsa_responder, server_certificate, with_rsa
 from ike_world import INITIATOR, RESPONDER, World, intact
 from test_hostile import mutations
 
@@ -211,3 +211,47 @@ def test_damaged_copies_in_an_exchange_with_certificates_crash_nothing(exchange:
         for event in log:
             if isinstance(event, events.IkeSaEstablished):
                 assert event.identity in ("client1.example", "server.example")
+
+
+# which connections an SA may serve, and answers that are none
+
+
+def test_only_connections_whose_authority_vouches_for_the_peer_are_candidates() -> None:
+    world = World(rsa_initiator(), rsa_responder())
+    other = root("CN=Other")
+    elsewhere = with_rsa(RESPONDER, server_certificate().credentials(other))
+    world.server.connections["other"] = replace(elsewhere, name="other")
+    world.connect(5.0)
+    (sa,) = world.server.ike_sas()
+    assert [c.name for c in sa.candidates] == ["client1"]
+
+
+def test_connections_with_another_method_are_no_candidates() -> None:
+    world = World()
+    world.server.connections["rsa"] = replace(rsa_responder(), name="rsa")
+    world.connect(5.0)
+    assert world.up
+    assert [e.tries for e in world.server_events if isinstance(e, events.IkeSaEstablished)] == [1]
+
+
+def test_an_answer_with_more_than_one_choice_is_none() -> None:
+    both = tuple(IkeSuite.from_name(s) for s in ("aes256-sha512-ecp384", "aes128-sha256-ecp256"))
+
+    def fate(number: int, data: bytes, to_server: bool) -> list[tuple[float, bytes]]:
+        if number == 1:
+            offer = clear(world.wire[0][0]).one(SecurityAssociation)
+            body = encode_payloads([offer, *(i.payload for i in clear(data)[1:])])
+            data = data[:24] + (28 + len(body)).to_bytes(4, "big") + body
+        return intact(number, data, to_server) if number < 2 else []
+
+    world = World(replace(INITIATOR, ike_suites=both), replace(RESPONDER, ike_suites=both), fate=fate)
+    world.connect(0.2)
+    assert "the peer's choice is none of what was offered" in world.reasons(world.client_events)
+    assert not any(parse_header(d).next_payload == 4 for d, _ in world.wire)
+
+
+@pytest.mark.parametrize("doubled", [1, 3, 5])
+def test_a_repeated_answer_is_nothing_to_complain_about(doubled: int) -> None:
+    world = World(fate=lambda n, d, s: intact(n, d, s) * (2 if n == doubled else 1)).connect(5.0)
+    assert world.up
+    assert not world.reasons(world.client_events)
