@@ -8,6 +8,7 @@ import itertools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from ike_world import DELAY, INITIATOR, RESPONDER, SERVER, Nat, RepeatableEntropy
 
@@ -16,6 +17,8 @@ from espthrunat.ike.endpoint import Endpoint
 from espthrunat.ike.identity import Identity, IdentityPattern
 from espthrunat.ike.policy import Connection
 from espthrunat.messages import Direction, Path, Selector
+
+E = TypeVar("E")
 
 # decides what becomes of a datagram: the delays, in seconds, of each copy that arrives
 Weather = Callable[[random.Random], list[float]]
@@ -89,7 +92,7 @@ class Host:
             self.plane.take(event)
         return self.endpoint.datagrams_to_send() if self.alive else []
 
-    def said(self, kind: type[events.Event]) -> list[events.Event]:
+    def said(self, kind: type[E]) -> list[E]:
         return [event for event in self.events if isinstance(event, kind)]
 
 

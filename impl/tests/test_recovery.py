@@ -203,6 +203,22 @@ def test_traffic_brings_a_connection_up() -> None:
     assert len(fleet.server.said(events.IkeSaEstablished)) == 1
 
 
+def test_who_asks_again_meanwhile_gets_no_second_exchange() -> None:
+    fleet = Fleet()
+    client = fleet.clients[0]
+    client.endpoint.initiate("server0", fleet.now)
+    fleet.flush(client)
+    while not client.said(events.IkeSaEstablished):
+        fleet.run(0.005)
+    for _ in range(3):
+        client.endpoint.acquire("server0", fleet.now)
+        client.endpoint.initiate("server0", fleet.now)
+        fleet.flush(client)
+    fleet.run(5.0)
+    assert len(fleet.server.endpoint.children()) == 1
+    assert len(fleet.server.said(events.IkeSaEstablished)) == 1
+
+
 def test_traffic_brings_nothing_up_where_the_configuration_says_no() -> None:
     fleet = Fleet(change=lambda c: replace(c, acquire=False))
     fleet.clients[0].endpoint.acquire("server0", fleet.now)

@@ -9,7 +9,9 @@ import pytest
 from ike_fleet import Fleet, Stream, fair, foul
 from ike_world import DELAY, PUBLIC, SERVER
 
+from espthrunat.esp.suites import SUITES
 from espthrunat.ike import events
+from espthrunat.ike.identity import Identity, IdentityPattern
 from espthrunat.ike.policy import Connection
 from espthrunat.messages import Direction, Path
 
@@ -56,6 +58,10 @@ def test_a_rekey_on_command_loses_nothing(side: str, what: str) -> None:
     assert fleet.up == 1
     if what != "phase 1":
         assert not spis(fleet) & before
+    if what == "quick" and side != "both":  # who made the new pair deletes the old one, and nobody else
+        rekeyed, other = (fleet.clients[0], fleet.server) if side == "initiator" else (fleet.server, fleet.clients[0])
+        assert [e.reason for e in rekeyed.events if isinstance(e, events.SaDeleted)] == ["replaced"]
+        assert [e.reason for e in other.events if isinstance(e, events.SaDeleted)] == ["deleted by the peer"]
     if what != "quick":
         assert not phase1(fleet) & cookies
     assert all(child.inbound_spi not in before for child in fleet.clients[0].endpoint.children()) or what == "phase 1"
@@ -84,6 +90,58 @@ def test_rekeys_of_both_sides_collide_without_harm_in_foul_weather(seed: int) ->
     assert fleet.up == 1
     for host in (fleet.clients[0], fleet.server):
         assert len(host.endpoint.usable_children()) == 1
+
+
+def test_a_replaced_pair_is_no_longer_sent_with_and_still_accepted_for_the_overlap() -> None:
+    fleet = Fleet().connect()
+    old = {host: list(host.plane.inbound) for host in (fleet.clients[0], fleet.server)}
+    fleet.clients[0].endpoint.rekey("server0", fleet.now)
+    fleet.flush(fleet.clients[0])
+    fleet.run(9.0)
+    for host, before in old.items():
+        assert [len(sas) for sas in host.plane.outbound.values()] == [1]
+        assert len(host.said(events.SaRetired)) == 1
+        assert before[0] in host.plane.inbound
+    fleet.run(2.0)
+    for host, before in old.items():
+        assert before[0] not in host.plane.inbound
+
+
+@pytest.mark.parametrize("who", ["initiator", "responder"])
+def test_who_began_renews_and_the_other_only_if_it_does_not(who: str) -> None:
+    def still(connection: Connection) -> Connection:
+        return replace(short(connection), rekey=who == "initiator")
+
+    fleet = Fleet(change=still, serve=short).connect(1000.0)
+    made_here = [child.initiator for child in fleet.clients[0].endpoint.usable_children()]
+    assert made_here == [who == "initiator"]
+    established = fleet.clients[0].said(events.IkeSaEstablished)
+    assert [e.initiator for e in established[1:]] == [who == "initiator"] * (len(established) - 1)
+    assert 3 <= len(established) <= 5
+
+
+def test_a_phase_1_that_nothing_needs_is_not_renewed() -> None:
+    def deaf(connection: Connection) -> Connection:
+        return replace(short(connection), esp_suites=(SUITES["aes256gcm16"],))
+
+    fleet = Fleet(change=short, serve=deaf).connect(1.0)
+    assert len(fleet.clients[0].endpoint.ike_sas()) == 1
+    fleet.run(400.0)
+    assert not fleet.clients[0].endpoint.ike_sas()
+    assert not fleet.server.endpoint.ike_sas()
+
+
+def test_a_phase_1_is_renewed_with_the_same_peer_only() -> None:
+    """Behind the mapped port there is another client now, with a name and a key that the connection would take."""
+    fleet = Fleet(serve=lambda c: replace(c, remote_identity=IdentityPattern("any"))).connect()
+    client = fleet.clients[0]
+    client.connections = [replace(client.connections[0], local_identity=Identity.from_text("mallory.example"))]
+    client.restart()
+    fleet.server.endpoint.rekey("client0", fleet.now, phase1=True, quick=False)
+    fleet.flush(fleet.server)
+    fleet.run(5.0)
+    assert {sa.identity.text for sa in fleet.server.endpoint.ike_sas() if sa.identity} == {"client0.example"}
+    assert any("mallory.example" in str(e) for e in fleet.server.said(events.AuthenticationFailed))
 
 
 def test_duplicates_of_a_collision_do_not_live_on() -> None:

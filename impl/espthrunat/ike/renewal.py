@@ -103,31 +103,12 @@ class Renewal:
         self._context.timers.cancel(("hard", pair.spi))
 
     def _soon(self, pair: Pair, due: float) -> None:
-        self._context.timers.set(("soft", pair.spi), due, lambda now: self._pair_ages(pair, now))
-
-    def _pair_ages(self, pair: Pair, now: float) -> None:
-        if not self._has_heir(pair):
-            self.use_up(pair, now)
+        self._context.timers.set(("soft", pair.spi), due, lambda now: self.use_up(pair, now))
 
     def _pair_ends(self, pair: Pair, now: float) -> None:
-        heir = self._has_heir(pair) or pair.retired
         self._owner.drop_pair(pair, "lifetime ended", now, tell=True)
-        if not heir:
+        if not pair.retired:
             self._owner.pair_expired(pair, now)
-
-    def _has_heir(self, pair: Pair) -> bool:
-        """Whether another pair goes on in its place.
-
-        Both ends may have replaced a pair at once; of two of the same age the one of higher rank goes on.
-        """
-        half = (pair.child.expires - pair.since) / 2
-        for other in self._pairs.of(pair.sa.identity, pair.child.path):
-            if other is pair or not other.usable or not other.same_traffic(pair):
-                continue
-            younger = other.since - pair.since
-            if younger > half or (abs(younger) <= half and other.rank > pair.rank):
-                return True
-        return False
 
     # phase 1
 
@@ -138,11 +119,7 @@ class Renewal:
         """
         sa = exchange.sa
         timers = self._context.timers
-        timers.set(
-            ("phase 1", sa),
-            sa.expires,
-            lambda later: self._owner.drop_phase1(exchange, "lifetime ended", later, tell=True),
-        )
+        self._end_phase1(exchange, sa.expires, "lifetime ended")
         if sa.connection.rekey:
             margin = self._margin(sa.connection, sa.expires - now, sa.initiator)
             timers.set(
@@ -150,11 +127,12 @@ class Renewal:
                 max(now, sa.expires - margin),
                 lambda later: self._phase1_ages(exchange, later),
             )
-        if not sa.initiator:
-            return
         for old in self._phase1.of(sa.identity, sa.path):
-            if old is not exchange and self._phase1.since(old) < sa.started:
-                self._replaced_phase1(old, min(now + sa.connection.rekey_overlap, old.sa.expires))
+            if old is exchange or self._phase1.since(old) >= sa.started:
+                continue
+            timers.cancel(("phase 1 soft", old.sa))
+            if sa.initiator:
+                self._end_phase1(old, min(now + sa.connection.rekey_overlap, old.sa.expires), "replaced")
 
     def phase1_not_replaced(self, exchange: Phase1, now: float) -> None:
         """The attempt has failed: try again while there is time."""
@@ -168,25 +146,14 @@ class Renewal:
         self._context.timers.cancel(("phase 1 soft", exchange.sa))
         self._context.timers.cancel(("phase 1", exchange.sa))
 
-    def _replaced_phase1(self, old: Phase1, due: float) -> None:
-        self._context.timers.cancel(("phase 1 soft", old.sa))
+    def _end_phase1(self, exchange: Phase1, due: float, reason: str) -> None:
         self._context.timers.set(
-            ("phase 1", old.sa), due, lambda now: self._owner.drop_phase1(old, "replaced", now, tell=True)
+            ("phase 1", exchange.sa), due, lambda now: self._owner.drop_phase1(exchange, reason, now, tell=True)
         )
 
     def _phase1_ages(self, exchange: Phase1, now: float) -> None:
-        sa = exchange.sa
-        if not self._pairs.of(sa.identity, sa.path):
-            return  # nothing needs it: let it end
-        half = (sa.expires - self._phase1.since(exchange)) / 2
-        for other in self._phase1.of(sa.identity, sa.path):
-            if other is exchange:
-                continue
-            younger = self._phase1.since(other) - self._phase1.since(exchange)
-            higher = other.sa.initiator_cookie > sa.initiator_cookie
-            if younger > half or (abs(younger) <= half and higher):
-                return
-        self._owner.replace_phase1(exchange, now)
+        if self._pairs.of(exchange.sa.identity, exchange.sa.path):  # otherwise nothing needs it: let it end
+            self._owner.replace_phase1(exchange, now)
 
     def _margin(self, connection: Connection, lifetime: float, began_here: bool) -> float:
         """How long before its end an SA of this lifetime is to be replaced here, in seconds."""

@@ -52,7 +52,6 @@ class SaKeeper:
     def bring_up(self, connection: Connection, now: float) -> None:
         """Get a pair for a connection whose peer's address is configured, unless it is or is about to be."""
         name = connection.name
-        self._context.timers.cancel(("retry", name))
         if any(pair.usable for pair in self.pairs.named(name)) or self.launcher.brings(name):
             return
         path = self.launcher.path_to(connection)

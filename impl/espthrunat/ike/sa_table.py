@@ -49,11 +49,6 @@ class Pair:
         """The inbound SPI, which is ours alone."""
         return self.child.inbound_spi
 
-    @property
-    def rank(self) -> int:
-        """Decides between pairs of the same age; both ends come to the same answer."""
-        return min(self.child.inbound_spi, self.child.outbound_spi)
-
     def same_traffic(self, other: Pair) -> bool:
         """Whether one could stand in for the other."""
         a, b = self.child, other.child
