@@ -10,7 +10,7 @@ from ike_world import SERVER
 
 from espthrunat.ike import events
 from espthrunat.ike.policy import Connection, Rebinding
-from espthrunat.messages import Path
+from espthrunat.messages import Path, Selector
 
 DPD = 5.0
 
@@ -223,3 +223,73 @@ def test_traffic_brings_nothing_up_where_the_configuration_says_no() -> None:
     fleet = Fleet(change=lambda c: replace(c, acquire=False))
     fleet.clients[0].endpoint.acquire("server0", fleet.now)
     assert not fleet.clients[0].collect()
+
+
+def test_initial_contact_of_two_that_began_at_once_ends_nothing() -> None:
+    def outside(connection: Connection) -> Connection:
+        return replace(connection, remote="192.168.0.0")
+
+    fleet = Fleet(serve=outside)
+    fleet.nat.public = None
+    for host, name in ((fleet.clients[0], "server0"), (fleet.server, "client0")):
+        host.endpoint.initiate(name, 0.0)
+        fleet.flush(host)
+    fleet.run(20.0)
+    for host in (fleet.clients[0], fleet.server):
+        assert len(host.said(events.IkeSaEstablished)) == 2
+        assert not host.said(events.IkeSaDeleted)
+        assert not host.said(events.SaDeleted)
+
+
+def test_a_pair_that_was_never_confirmed_goes_with_its_phase_1() -> None:
+    fleet = Fleet().connect()
+    client, server = fleet.clients[0], fleet.server
+    client.endpoint.rekey("server0", fleet.now)
+    fleet.flush(client)
+    fleet.run(0.015)  # message 1 has arrived, 3 has not
+    assert len(server.endpoint.children()) == 2
+    client.endpoint.shut_down(fleet.now)
+    for data, path in client.collect():
+        server.endpoint.receive_datagram(data, Path(SERVER, 500, *fleet.nat.outbound(path.local, 500)), fleet.now)
+    server.collect()
+    assert not server.endpoint.children()
+    assert not server.plane.inbound
+
+
+def test_a_peer_cannot_bring_up_what_was_taken_down_here() -> None:
+    """Two connections share a phase 1; the one that is down stays down though its phase 1 lives."""
+    fleet = Fleet()
+    client, server = fleet.clients[0], fleet.server
+    second = {"local": "10.2.0.1/32", "remote": "10.99.0.2/32"}
+    client.connections.append(
+        replace(client.connections[0], name="more", selector=Selector(second["local"], second["remote"]))
+    )
+    server.connections.append(
+        replace(server.connections[0], name="more", selector=Selector(second["remote"], second["local"]))
+    )
+    client.restart()
+    server.restart()
+    for name in ("server0", "more"):
+        client.endpoint.initiate(name, fleet.now)
+    fleet.flush(client)
+    fleet.run(5.0)
+    assert len(server.said(events.IkeSaEstablished)) == 1
+    assert len(server.endpoint.usable_children()) == 2
+    client.endpoint.terminate("more", fleet.now)
+    fleet.flush(client)
+    fleet.run(1.0)
+    server.endpoint.acquire("more", fleet.now)
+    fleet.flush(server)
+    fleet.run(30.0)
+    assert [child.connection for child in client.endpoint.children()] == ["server0"]
+    assert [child.connection for child in server.endpoint.children()] == ["client0"]
+
+
+def test_keepalives_follow_a_server_that_moves() -> None:
+    fleet = Fleet(change=lambda c: replace(c, rebinding=Rebinding.AUTHENTICATED)).connect()
+    client = fleet.clients[0]
+    (child,) = client.endpoint.children()
+    new = Path(client.address, 500, "203.0.113.99", 500)
+    client.endpoint.sa_rebound(child.inbound_spi, child.path, new, fleet.now)
+    client.collect()
+    assert client.plane.keepalives == {new: 20.0}

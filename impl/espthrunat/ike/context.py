@@ -8,10 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ..messages import Path
+from ..messages import Path, Selector
 from . import groups
 from .events import Event
 from .groups import Group, PrivateKey
+from .identity import Identity
 from .nat_traversal import NatTraversal, default_method
 from .timers import Timers
 
@@ -49,6 +50,7 @@ class Context:
     emit: Callable[[Event], None]
     timers: Timers
     spi_in_use: Callable[[int], bool]
+    holder: Callable[[Identity, Selector], str] = lambda identity, selector: ""  # who else has this tunnel's traffic
     method: NatTraversal = field(default_factory=default_method)
     wall_clock: Callable[[], float] = time.time  # seconds since 1970: certificates are valid by the calendar
 

@@ -56,6 +56,7 @@ class Endpoint:
             emit=self._events.append,
             timers=self._timers,
             spi_in_use=self._pairs.__contains__,
+            holder=self._pairs.holder,
         )
         self._keeper = SaKeeper(self._context, local, self.connections, self._phase1, self._pairs)
 

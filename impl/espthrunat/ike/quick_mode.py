@@ -210,6 +210,7 @@ class QuickMode:
         connections = self.sa.candidates or (self.connection,)
         offered = message.one(SecurityAssociation)
         chosen = choose(self.sa, connections, offered, self._asked, self._context.method)
+        self._require_free(chosen.selector, chosen.offer.mode, chosen.proposal.spi)
         self.connection = chosen.connection
         offer, proposal = chosen.offer, chosen.proposal
         self._peer_nonce = message.one(Nonce).data
@@ -233,6 +234,14 @@ class QuickMode:
         # the initiator may send as soon as it has our answer: accept before confirmation, send after it
         self._context.emit(SaEstablished(self.child, (Direction.INBOUND,)))
         self._retransmitter.send(reply, self.sa.path, now)
+
+    def _require_free(self, selector: Selector, mode: Mode, spi: bytes) -> None:
+        """Refuse what another peer has: packets for that address could reach the wrong one (the draft, 7)."""
+        identity = self.sa.identity
+        assert identity is not None
+        if mode == Mode.TUNNEL and (holder := self._context.holder(identity, selector)):
+            reason = f"Quick Mode refused: {selector.remote} is {holder}'s at present, not {identity.text}'s"
+            raise PolicyRefusal(reason, NotifyType.INVALID_ID_INFORMATION, spi)
 
     def confirm(self, now: float) -> None:
         """An authentic ESP packet has come on our new inbound SA: who sent it has the keys, as message 3 would prove.

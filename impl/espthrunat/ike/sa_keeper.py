@@ -205,6 +205,7 @@ class SaKeeper:
         if exchange.initial_contact:
             self.peer_is_new(exchange.sa, now)
         if exchange.connection.name in self.held:
+            self.launcher.forget_quick(exchange)
             self.drop_pair(pair, "taken down here", now, tell=True)
 
     def quick_finished(self, exchange: QuickMode, now: float) -> None:

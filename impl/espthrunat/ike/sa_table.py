@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import msgspec
 
-from ..messages import Mode, Path
+from ..messages import Mode, Path, Selector
 from ..wire.isakmp import Header
 from .child_sa import ChildSa
 from .identity import Identity
 from .ike_sa import IkeSa
+
+K = TypeVar("K")
 
 
 class Phase1(Protocol):
@@ -139,6 +141,7 @@ class PairTable:
         self._all: dict[int, Pair] = {}
         self._by_identity: dict[Identity | None, dict[int, Pair]] = {}
         self._by_path: dict[Path, int] = {}
+        self._tunnels: dict[str, dict[int, Pair]] = {}  # by remote network
 
     def __iter__(self) -> Iterator[Pair]:
         return iter(list(self._all.values()))
@@ -153,16 +156,17 @@ class PairTable:
         """Keep a pair."""
         self._all[pair.spi] = pair
         self._by_identity.setdefault(pair.sa.identity, {})[pair.spi] = pair
+        if pair.child.mode == Mode.TUNNEL:
+            self._tunnels.setdefault(pair.child.selector.remote, {})[pair.spi] = pair
         self._count(pair.child.path, 1)
 
     def remove(self, pair: Pair) -> bool:
         """Forget a pair; whether it was there."""
         if self._all.pop(pair.spi, None) is None:
             return False
-        mine = self._by_identity[pair.sa.identity]
-        del mine[pair.spi]
-        if not mine:
-            del self._by_identity[pair.sa.identity]
+        _forget(self._by_identity, pair.sa.identity, pair)
+        if pair.child.mode == Mode.TUNNEL:
+            _forget(self._tunnels, pair.child.selector.remote, pair)
         self._count(pair.child.path, -1)
         return True
 
@@ -182,6 +186,14 @@ class PairTable:
     def named(self, connection: str) -> list[Pair]:
         """Pairs of a connection."""
         return [pair for pair in self._all.values() if pair.child.connection == connection]
+
+    def holder(self, identity: Identity, selector: Selector) -> str:
+        """Which other peer has a tunnel that this traffic could go into; empty if none has (the draft, 7)."""
+        for pair in self._tunnels.get(selector.remote, {}).values():
+            peer = pair.sa.identity
+            if peer is not None and peer != identity and _meet(pair.child.selector, selector):
+                return peer.text
+        return ""
 
     def on_path(self, path: Path) -> bool:
         """Whether any pair runs over the path."""
@@ -203,3 +215,20 @@ class PairTable:
             self._by_path[path] = count
         else:
             del self._by_path[path]
+
+
+def _forget(index: dict[K, dict[int, Pair]], key: K, pair: Pair) -> None:
+    mine = index[key]
+    del mine[pair.spi]
+    if not mine:
+        del index[key]
+
+
+def _meet(one: Selector, other: Selector) -> bool:
+    """Whether a packet to the same remote network can belong to both; local networks are taken to overlap."""
+    pairs = (
+        (one.protocol, other.protocol),
+        (one.local_port, other.local_port),
+        (one.remote_port, other.remote_port),
+    )
+    return all(a == b or not a or not b for a, b in pairs)
