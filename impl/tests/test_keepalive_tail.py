@@ -70,6 +70,20 @@ def test_an_sa_in_the_tail_makes_them_go_on() -> None:
     assert not client.plane.keepalives
 
 
+@pytest.mark.draft("KA-3", "REKEY-4")
+def test_the_peers_rekey_in_the_tail_makes_them_go_on() -> None:
+    def ending(connection: Connection) -> Connection:
+        return replace(connection, rekey=False, ike_lifetime=60, esp_lifetime=60, keepalive_tail=100.0)
+
+    fleet = Fleet(change=ending, serve=ending).connect(150.0)
+    fleet.server.endpoint.rekey("client0", fleet.now)
+    fleet.flush(fleet.server)
+    fleet.run(140.0)
+    assert list(fleet.clients[0].plane.keepalives) == [mapping(fleet)], "the first tail has ended them"
+    fleet.run(100.0)
+    assert not fleet.clients[0].plane.keepalives
+
+
 def test_who_takes_a_connection_down_wants_silence() -> None:
     fleet = Fleet().connect()
     fleet.clients[0].endpoint.terminate("server0", fleet.now)

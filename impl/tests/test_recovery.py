@@ -6,11 +6,14 @@ from dataclasses import replace
 
 import pytest
 from ike_fleet import Fleet, Stream, foul
-from ike_world import SERVER
+from ike_world import DELAY, INITIATOR, RESPONDER, SERVER, World
 
 from espthrunat.ike import events
 from espthrunat.ike.policy import Connection, Rebinding
 from espthrunat.messages import Path, Selector
+from espthrunat.wire.isakmp import ExchangeType
+from espthrunat.wire.payloads import Notification, NotifyType
+from espthrunat.wire.proposal import Protocol as ProtocolId
 
 DPD = 5.0
 
@@ -97,7 +100,41 @@ def test_both_ends_may_begin_at_once(seed: int) -> None:
     assert len(client.endpoint.usable_children()) == 1
 
 
-def test_questions_are_asked_only_of_peers_that_answer_them() -> None:
+def test_a_peer_that_does_not_know_the_question_is_not_asked_and_not_given_up() -> None:
+    def without_dpd(number: int, data: bytes, to_server: bool) -> list[tuple[float, bytes]]:
+        return [(DELAY, data.replace(bytes.fromhex("afcad71368a1f1c96b8696fc77570100"), bytes(16)))]
+
+    world = World(watchful(INITIATOR), watchful(RESPONDER), fate=without_dpd).connect(10.0)
+    sent = len(world.wire)
+    world.run(120.0)
+    assert world.up
+    assert len(world.wire) == sent
+
+
+@pytest.mark.parametrize("about", ["this phase 1", "another phase 1"])
+def test_only_questions_about_the_phase_1_itself_are_answered(about: str) -> None:
+    fleet = Fleet().connect()
+    client = fleet.clients[0]
+    (sa,) = client.endpoint.ike_sas()
+    spi = sa.initiator_cookie + sa.responder_cookie if about == "this phase 1" else bytes(16)
+    question = Notification(NotifyType.R_U_THERE, ProtocolId.ISAKMP, spi, bytes(4))
+    message = sa.seal_informational(ExchangeType.INFORMATIONAL, 77, [question])
+    fleet.server.endpoint.receive_datagram(message, fleet.server.endpoint.ike_sas()[0].path, fleet.now)
+    assert len(fleet.server.collect()) == (1 if about == "this phase 1" else 0)
+
+
+def test_only_the_connection_that_says_so_follows_its_peer() -> None:
+    def first_only(connection: Connection) -> Connection:
+        follows = Rebinding.AUTHENTICATED if connection.name == "client0" else Rebinding.NEVER
+        return replace(connection, rebinding=follows)
+
+    fleet = Fleet(2, change=watchful, serve=first_only).connect(5.0)
+    fleet.reboot_nat()
+    fleet.run(DPD / 2)
+    assert [e.connection for e in fleet.server.said(events.PeerMoved)] == ["client0"]
+
+
+def test_questions_are_asked_only_where_the_configuration_says_so() -> None:
     fleet = Fleet(change=lambda c: replace(c, dpd_interval=0.0), serve=lambda c: replace(c, dpd_interval=0.0)).connect()
     sent = len(fleet.sent)
     fleet.run(600.0)
