@@ -37,6 +37,7 @@ def test_one_address_begins_so_many_a_second_and_others_are_not_harmed(exchange:
     assert flood(server, 500, "198.51.100.66", 0.0, exchange) == 20
     assert flood(server, 1, "198.51.100.67", 0.0, exchange) == 1
     assert flood(server, 500, "198.51.100.66", 1.0, exchange, first=1000) == 10
+    assert flood(server, 500, "198.51.100.66", 1000.0, exchange, first=2000) == 20, "silence is no licence to flood"
 
 
 def test_the_table_of_sources_is_bounded() -> None:

@@ -229,6 +229,20 @@ def test_what_was_taken_down_stays_down() -> None:
     assert fleet.up == 1
 
 
+def test_a_peer_cannot_begin_what_was_taken_down_here() -> None:
+    def outside(connection: Connection) -> Connection:
+        return replace(connection, remote="192.168.0.0")
+
+    fleet = Fleet(serve=outside)
+    fleet.nat.public = None
+    fleet.clients[0].endpoint.terminate("server0", 0.0)
+    fleet.server.endpoint.initiate("client0", 0.0)
+    fleet.flush(fleet.server)
+    fleet.run(60.0)
+    assert not fleet.clients[0].said(events.IkeSaEstablished)
+    assert fleet.up == 0
+
+
 def test_traffic_brings_a_connection_up() -> None:
     fleet = Fleet()
     client = fleet.clients[0]
@@ -238,6 +252,7 @@ def test_traffic_brings_a_connection_up() -> None:
     fleet.run(1.0)
     assert fleet.up == 1
     assert len(fleet.server.said(events.IkeSaEstablished)) == 1
+    assert len(fleet.server.endpoint.children()) == 1
 
 
 def test_who_asks_again_meanwhile_gets_no_second_exchange() -> None:
