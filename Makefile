@@ -1,4 +1,5 @@
-# make demo: scenario A, end to end.   make test: every test.   Both install what they need first.
+# make demo: scenario A, end to end.   make test: every test.   make conformance: what the draft asks for, and its proof.
+# All install what they need first.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -19,6 +20,13 @@ demo: setup ## scenario A end to end: verdict, figures, and where the evidence l
 .PHONY: test
 test: setup lint ## all checks and tests
 	@$(BIN)/pytest -n auto
+
+# The table is shown even where a test failed; a failure of either counts.
+.PHONY: conformance
+conformance: setup ## every requirement of the draft with its tests and their results
+	@code=0; $(BIN)/pytest -m draft -n auto || code=$$?; \
+	$(BIN)/natbed conformance --markdown results/conformance.md || { verdict=$$?; [ $$code != 0 ] || code=$$verdict; }; \
+	exit $$code
 
 .PHONY: lint
 lint: setup

@@ -1,9 +1,10 @@
-"""`natbed run | shell | doctor`."""
+"""`natbed run | shell | doctor | conformance`."""
 
 from __future__ import annotations
 
 import pathlib
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
@@ -11,6 +12,7 @@ import typer
 if TYPE_CHECKING:
     from .runner import RunOptions
     from .scenario import Scenario
+    from .settings import Protection
 
 app = typer.Typer(
     name="natbed",
@@ -31,6 +33,9 @@ IkeSuite = Annotated[str, typer.Option("--ike", help="the phase 1 suite")]
 EspSuite = Annotated[str, typer.Option("--esp", help="the ESP suite")]
 Pfs = Annotated[str, typer.Option(help="the group of Quick Mode, or none")]
 Encapsulation = Annotated[str, typer.Option(help="ESP in UDP: auto, always or never")]
+Mode = Annotated[str, typer.Option(help="tunnel, or transport: the hosts' own addresses")]
+Exchange = Annotated[str, typer.Option(help="phase 1: main or aggressive")]
+Authentication = Annotated[str, typer.Option("--auth", help="psk, or rsa: certificates made for the run")]
 Results = Annotated[pathlib.Path | None, typer.Option(help="where evidence goes; default: results/")]
 
 
@@ -43,6 +48,10 @@ def run(
     esp: EspSuite = "aes128gcm16",
     pfs: Pfs = "ecp256",
     encapsulation: Encapsulation = "auto",
+    mode: Mode = "tunnel",
+    exchange: Exchange = "main",
+    auth: Authentication = "psk",
+    rekey: Annotated[str, typer.Option(help="who rekeys under traffic: initiator, responder, both or none")] = "none",
     seconds: Annotated[int, typer.Option(min=0, max=600, help="length of each iperf3 measurement; 0: none")] = 2,
     results: Results = None,
 ) -> None:
@@ -51,7 +60,8 @@ def run(
     Exit code 0: passed, 1: failed, 2: the command makes no sense, 3: the lab itself was broken, 130: interrupted.
     """
     found = _find(scenario)
-    options = _options(clients, nat, ike, esp, pfs, encapsulation, seconds, results)
+    protection = _protection(ike, esp, pfs, encapsulation, mode, exchange, auth)
+    options = _options(clients, nat, protection, seconds, results, rekey)
     _isolate()
     from .results.store import StoreError
     from .screen import Screen
@@ -76,11 +86,15 @@ def shell(
     esp: EspSuite = "aes128gcm16",
     pfs: Pfs = "ecp256",
     encapsulation: Encapsulation = "auto",
+    mode: Mode = "tunnel",
+    exchange: Exchange = "main",
+    auth: Authentication = "psk",
     results: Results = None,
 ) -> None:
     """Bring a scenario's network and tunnels up and open Mininet's command line on it."""
     found = _find(scenario)
-    options = _options(clients, nat, ike, esp, pfs, encapsulation, 0, results)
+    protection = _protection(ike, esp, pfs, encapsulation, mode, exchange, auth)
+    options = _options(clients, nat, protection, 0, results, "none")
     _isolate()
     from .results.store import StoreError
     from .screen import Screen
@@ -106,6 +120,45 @@ def doctor() -> None:
         _fail(f"needed and missing: {', '.join(missing)}", FAILED)
 
 
+@app.command()
+def conformance(
+    tests: Annotated[bool, typer.Option("--tests", help="list the tests of each requirement")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON instead")] = False,
+    markdown: Annotated[pathlib.Path | None, typer.Option(metavar="FILE", help="write Markdown to FILE too")] = None,
+    results: Annotated[pathlib.Path | None, typer.Option(help="where the results are; default: results/")] = None,
+) -> None:
+    """Trace the draft's requirements: clause, requirement, tests that prove it, their last result.
+
+    Exit code 0: each requirement that is built has a test that passes and none that fails, 1: one has not, or a test
+    names a requirement that there is not, 2: there are no results yet, or they cannot be read.
+    """
+    import msgspec
+
+    from .conformance import judge
+    from .conformance_record import RECORD, RecordError, load
+    from .conformance_report import as_markdown, show
+    from .results.store import default_folder
+
+    file = (results or default_folder()) / RECORD
+    try:
+        record = load(file)
+    except RecordError as error:
+        _fail(str(error), USAGE)
+    if record is None or not record.tests:
+        _fail(f"{file}: no results yet; run `make conformance`, or `pytest -m draft` in natbed's repository", USAGE)
+    judged = judge(record)
+    if markdown is not None:
+        try:
+            markdown.write_text(as_markdown(judged), encoding="utf-8")
+        except OSError as error:
+            _fail(f"{markdown}: cannot be written: {error.strerror}", USAGE)
+    if as_json:
+        typer.echo(msgspec.json.format(msgspec.json.encode(judged), indent=2))
+    else:
+        show(judged, tests=tests)
+    raise typer.Exit(PASSED if judged.passed else FAILED)
+
+
 def _find(name: str) -> type[Scenario]:
     from .scenario import ScenarioError, find
 
@@ -116,26 +169,38 @@ def _find(name: str) -> type[Scenario]:
 
 
 def _options(
-    clients: int,
-    nat: str,
-    ike: str,
-    esp: str,
-    pfs: str,
-    encapsulation: str,
-    seconds: int,
-    results: pathlib.Path | None,
+    clients: int, nat: str, protection: Protection, seconds: int, results: pathlib.Path | None, rekey: str
 ) -> RunOptions:
     from .nat.presets import PRESETS
     from .results.store import default_folder
     from .runner import RunOptions
-    from .settings import Protection
+    from .settings import REKEYS
 
-    if nat not in PRESETS:
-        raise typer.BadParameter(f"{nat!r}; there are {', '.join(PRESETS)}", param_hint="--nat")
-    if encapsulation not in ("auto", "always", "never"):
-        raise typer.BadParameter(f"{encapsulation!r}; there are auto, always, never", param_hint="--encapsulation")
-    protection = Protection(ike, esp, pfs, encapsulation)
-    return RunOptions(clients, PRESETS[nat], protection, seconds, results or default_folder())
+    profile = PRESETS[_one_of("--nat", nat, PRESETS)]
+    _one_of("--rekey", rekey, REKEYS)
+    return RunOptions(clients, profile, protection, seconds, results or default_folder(), rekey)
+
+
+def _protection(
+    ike: str, esp: str, pfs: str, encapsulation: str, mode: str, exchange: str, authentication: str
+) -> Protection:
+    from .settings import AUTHENTICATIONS, ENCAPSULATIONS, EXCHANGES, MODES, Protection
+
+    return Protection(
+        ike,
+        esp,
+        pfs,
+        _one_of("--encapsulation", encapsulation, ENCAPSULATIONS),
+        _one_of("--mode", mode, MODES),
+        _one_of("--exchange", exchange, EXCHANGES),
+        _one_of("--auth", authentication, AUTHENTICATIONS),
+    )
+
+
+def _one_of(option: str, value: str, known: Iterable[str]) -> str:
+    if value not in known:
+        raise typer.BadParameter(f"{value!r}; there are {', '.join(known)}", param_hint=option)
+    return value
 
 
 def _isolate() -> None:

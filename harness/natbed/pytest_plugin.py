@@ -22,6 +22,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--natbed-seconds", type=int, default=1, help="length of each iperf3 measurement; 0: none")
     group.addoption("--natbed-results", type=pathlib.Path, help="where evidence goes; default: results/")
     parser.addini("natbed_isolate", "isolate test processes as natbed needs it", type="bool", default=False)
+    parser.addini(
+        "natbed_conformance", "file for the last results of tests with a draft mark; default: none", default=""
+    )
 
 
 def _wanted(config: pytest.Config) -> bool:
@@ -30,6 +33,11 @@ def _wanted(config: pytest.Config) -> bool:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Isolate the process while it has one thread only: an xdist worker, or pytest itself where there are none."""
+    record = config.getini("natbed_conformance")
+    if record:
+        from .conformance_plugin import Recorder
+
+        config.pluginmanager.register(Recorder(config.rootpath / record), "natbed-conformance")
     controls_workers = getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput")
     if not _wanted(config) or controls_workers:
         return

@@ -15,13 +15,17 @@ from dataclasses import dataclass, field
 
 from pyroute2.netlink.exceptions import NetlinkError
 
+from . import pki
 from .capture import Capture, CaptureError
-from .checks import PATTERN, CheckResult, Verdict
+from .checks import CheckResult, Verdict
 from .checks.connectivity import Pair, check_connectivity
-from .checks.discovery import TunnelView, check_discovery, mapped_ports
-from .checks.throughput import IperfPath, measure
-from .checks.wire import WireExpectation, audit_wire
+from .checks.discovery import TunnelView, check_discovery
+from .checks.rekey import RekeyTarget, check_rekey, confirm_on_the_wire, steps
+from .checks.throughput import IperfError, IperfPath, PathRates, measure, measure_path
+from .checks.transport import HostPair, check_transport
+from .checks.wire import audit_wire
 from .conntrack import ConntrackError, ConntrackEvents, Mapping, udp_mappings
+from .expectation import wire_expectation
 from .isolation import IsolationError
 from .lab import Lab, LabError
 from .link import LinkError
@@ -29,14 +33,14 @@ from .nat import presets
 from .nat.profile import Kind, NatProfile
 from .nat.rules import NatError
 from .nat.selfcheck import check_translation
-from .node import NodeError
+from .node import Host, NodeError
 from .process import CommandFailed
 from .results import store
 from .results.record import ClientRecord, HostRecord, RunRecord
 from .results.summary import client_records
 from .scenario import Scenario, Tunnel
-from .settings import Protection, host_settings
-from .stacks.base import Daemon, Stack, StackError, TunnelStatus
+from .settings import Protection, host_settings, identity
+from .stacks.base import Daemon, Stack, StackError, Timing, TunnelStatus
 from .stacks.espthrunat import EspThruNat
 
 UP_SECONDS = 40.0
@@ -66,6 +70,8 @@ class RunOptions:
     protection: Protection = field(default_factory=Protection)
     seconds: int = 2  # of each iperf3 measurement; 0 leaves throughput out
     results: pathlib.Path = field(default_factory=store.default_folder)
+    rekey: str = "none"  # who replaces SAs under traffic: initiator, responder, both
+    timing: Timing = field(default_factory=Timing)
 
 
 Progress = Callable[[str], None]
@@ -88,6 +94,7 @@ class Run:
         self.connect_seconds: dict[str, float] = {}
         self.views: list[TunnelView] = []
         self.mappings: list[Mapping] = []
+        self.plain_rates: dict[str, PathRates] = {}  # by tunnel, where they had to be measured beforehand
         self._progress = progress
 
     def execute(self) -> RunRecord:
@@ -109,6 +116,8 @@ class Run:
         self._needs_something_to_judge()
         if not self._nats_prove_themselves():
             return
+        if self._transport and not self._plain_throughput():
+            return
         with contextlib.ExitStack() as stack:
             captures = stack.enter_context(self._watching())
             daemons = stack.enter_context(self.daemons())
@@ -117,6 +126,7 @@ class Run:
             self._discover(daemons)
             self._progress("checking connectivity, all clients at once")
             self.checks.append(self._connectivity())
+            self._rekey(daemons)
             for capture in captures:
                 capture.stop()
             self._throughput()
@@ -154,7 +164,13 @@ class Run:
     @contextlib.contextmanager
     def daemons(self) -> Iterator[dict[str, Daemon]]:
         """The implementation on every host with a tunnel; stopped in order at the end, which is checked too."""
-        settings = host_settings(self.scenario, self.options.protection)
+        protection = self.options.protection
+        credentials = None
+        if protection.authentication == "rsa":
+            self._progress("making certificates")
+            names = dict.fromkeys(name for t in self.scenario.tunnels() for name in (t.initiator, t.responder))
+            credentials = pki.issue(self.folder, {name: identity(name) for name in names})
+        settings = host_settings(self.scenario, protection, self.options.timing, credentials)
         running: dict[str, Daemon] = {}
         self._progress(f"starting {self.stack.name} on {len(settings)} hosts")
         try:
@@ -207,21 +223,54 @@ class Run:
             responder=statuses[tunnel.responder].get(tunnel.name),
         )
 
+    @property
+    def _transport(self) -> bool:
+        return self.options.protection.mode == "transport"
+
+    def _ends(self, tunnel: Tunnel) -> tuple[Host, Host, str, str]:
+        """Client and server, and the addresses that the tunnel's traffic carries: in transport mode their own."""
+        client, server = self.lab.host(tunnel.initiator), self.lab.host(tunnel.responder)
+        if self._transport:
+            return client, server, client.address, server.address
+        return client, server, _address(client.protected), _address(server.protected)
+
     def _connectivity(self) -> CheckResult:
-        pairs = []
-        for tunnel in self.scenario.tunnels():
-            client, server = self.lab.host(tunnel.initiator), self.lab.host(tunnel.responder)
-            pairs.append(Pair(client, server, _address(client.protected), _address(server.protected)))
-        return check_connectivity(pairs)
+        ends = [self._ends(tunnel) for tunnel in self.scenario.tunnels()]
+        if not self._transport:
+            return check_connectivity([Pair(*one) for one in ends])
+        translated = [nat.public_address for nat in self.lab.nats if nat.profile.kind is not Kind.NONE]
+        return check_transport([HostPair(*one, translated[0] if translated else one[2]) for one in ends])
+
+    def _rekey(self, daemons: dict[str, Daemon]) -> None:
+        if self.options.rekey == "none":
+            return
+        self._progress(f"rekeying under traffic: {self.options.rekey}")
+        targets = [
+            RekeyTarget(tunnel.name, *self._ends(tunnel), daemons[tunnel.initiator], daemons[tunnel.responder])
+            for tunnel in self.scenario.tunnels()
+        ]
+        self.checks.append(check_rekey(targets, steps(self.options.rekey), one_flow=self._transport))
+
+    def _plain_throughput(self) -> bool:
+        """Measure the paths without IPsec while they can be: in transport mode the same addresses are protected."""
+        for tunnel in self.scenario.tunnels() if self.options.seconds else []:
+            self._progress(f"measuring throughput of {tunnel.initiator} without IPsec")
+            try:
+                rates = measure_path(IperfPath(*self._ends(tunnel)), duration=self.options.seconds)
+            except IperfError as error:
+                self._add(Verdict.LAB_BROKEN, f"throughput {tunnel.initiator}", f"plain path: {error}")
+                return False
+            self.plain_rates[tunnel.name] = rates
+        return True
 
     def _throughput(self) -> None:
         if not self.options.seconds:
             return
         for tunnel in self.scenario.tunnels():
-            client, server = self.lab.host(tunnel.initiator), self.lab.host(tunnel.responder)
+            client, server, *_ = ends = self._ends(tunnel)
             self._progress(f"measuring throughput of {client.name}: tunnel and plain, forward and reverse")
-            through = IperfPath(client, server, _address(client.protected), _address(server.protected))
-            plain = IperfPath(client, server, client.address, server.address)
+            through = IperfPath(*ends)
+            plain = self.plain_rates.get(tunnel.name) or IperfPath(client, server, client.address, server.address)
             name = f"throughput {client.name}"
             self.checks.append(measure(through, plain, name=name, duration=self.options.seconds))
 
@@ -231,30 +280,16 @@ class Run:
             self.hosts.append(HostRecord(name=name, ready_milliseconds=ready, memory_megabytes=memory))
 
     def _audit(self, captures: list[Capture]) -> None:
-        server = self.lab.host(self.scenario.servers[0])
         keys = [self.folder / name / "keys" for name in self.scenario.hosts_planned]
+        spis: set[str] = set()
         for nat, capture in zip(self.lab.nats, captures, strict=True):
-            clients = {tunnel.initiator for tunnel in self.scenario.tunnels()}
-            if nat.profile.kind is Kind.NONE:
-                peers = {(self.lab.host(name).address, 500) for name in clients}
-            else:
-                ports = mapped_ports(self.mappings, server.address)
-                peers = {(nat.public_address, port) for port in ports.values()}
-            # what must be there, not what the implementation says that it did
-            forced = self.options.protection.encapsulation == "always"
-            in_udp = forced or any(n.profile.kind is not Kind.NONE for n in self.lab.nats)
-            expected = WireExpectation(
-                server=(server.address, 500),
-                peers=frozenset(peers),
-                protected=tuple(
-                    (self.lab.host(t.initiator).protected, self.lab.host(t.responder).protected)
-                    for t in self.scenario.tunnels()
-                ),
-                encapsulation="udp" if in_udp else "none",
-                pattern=PATTERN,
-            )
+            expected = wire_expectation(self.scenario, self.lab, nat, self.mappings, self.options.protection)
             profile = self.folder / f"{nat.name}-wireshark"
-            self.checks.append(audit_wire(capture.path, keys, expected, profile=profile, summary=capture.summary))
+            result = audit_wire(capture.path, keys, expected, profile=profile, summary=capture.summary)
+            self.checks.append(result)
+            spis.update(result.details.get("spis", []))
+        if captures:
+            self.checks = [confirm_on_the_wire(one, spis) if one.name == "rekey" else one for one in self.checks]
 
     # the record
 
@@ -281,6 +316,8 @@ class Run:
             started=self.started.isoformat(timespec="milliseconds"),
             nat=", ".join(sorted({nat.profile.name for nat in self.scenario.nats_planned.values()})),
             stack=self.stack.name,
+            mode=self.options.protection.mode,
+            phase1=self.options.protection.phase1,
             verdict=verdict,
             reason=reason,
             seconds=round(seconds, 3),

@@ -82,6 +82,7 @@ class Screen:
 def run_table(record: RunRecord) -> Table:
     """One row a client."""
     title = f"{record.scenario}. {record.title}; NAT: {record.nat}, implementation: {record.stack}"
+    title += f"\n   {record.mode} mode, phase 1: {record.phase1}"
     # one line says what the narrow heads mean: a terminal has 80 columns
     caption = "NAT seen by initiator/responder; ms: Main and Quick Mode; tunnel, plain: Mbit/s forward/reverse"
     table = Table(

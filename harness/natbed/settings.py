@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .scenario import HostPlan, Scenario, Tunnel
-from .stacks.base import HostSettings, TunnelSettings
+from .stacks.base import Credentials, HostSettings, Timing, TunnelSettings
 
+MODES = ("tunnel", "transport")
+EXCHANGES = ("main", "aggressive")
+AUTHENTICATIONS = ("psk", "rsa")
+ENCAPSULATIONS = ("auto", "always", "never")
+REKEYS = ("none", "initiator", "responder", "both")
 DOMAIN = "natbed.example"  # RFC 2606: names that mean nothing outside
 
 
@@ -19,6 +25,14 @@ class Protection:
     esp_suite: str = "aes128gcm16"
     pfs: str = "ecp256"
     encapsulation: str = "auto"
+    mode: str = "tunnel"
+    exchange: str = "main"
+    authentication: str = "psk"
+
+    @property
+    def phase1(self) -> str:
+        """How phase 1 is made and proved, in short: main-psk."""
+        return f"{self.exchange}-{self.authentication}"
 
 
 def identity(host: str) -> str:
@@ -26,8 +40,16 @@ def identity(host: str) -> str:
     return f"{host}.{DOMAIN}"
 
 
-def host_settings(scenario: Scenario, protection: Protection) -> dict[str, HostSettings]:
-    """Settings by host. Every tunnel gets a pre-shared key of its own; responders do not know where peers come from."""
+def host_settings(
+    scenario: Scenario,
+    protection: Protection,
+    timing: Timing = Timing(),  # noqa: B008 - frozen
+    credentials: Mapping[str, Credentials] | None = None,
+) -> dict[str, HostSettings]:
+    """Settings by host. Every tunnel gets a pre-shared key of its own; responders do not know where peers come from.
+
+    `credentials`, by host, are those of certificates, for `protection.authentication` rsa.
+    """
     tunnels: dict[str, list[TunnelSettings]] = {name: [] for name in scenario.hosts_planned}
     for tunnel in scenario.tunnels():
         secret = secrets.token_hex(16)
@@ -36,7 +58,7 @@ def host_settings(scenario: Scenario, protection: Protection) -> dict[str, HostS
         tunnels[initiator.name].append(_side(tunnel, initiator, responder, responder.address, secret, protection))
         tunnels[responder.name].append(_side(tunnel, responder, initiator, None, secret, protection))
     return {
-        name: HostSettings(plan.address, identity(name), tuple(tunnels[name]))
+        name: HostSettings(plan.address, identity(name), tuple(tunnels[name]), (credentials or {}).get(name), timing)
         for name, plan in scenario.hosts_planned.items()
         if tunnels[name]
     }
@@ -56,4 +78,7 @@ def _side(
         esp_suite=protection.esp_suite,
         pfs=protection.pfs,
         encapsulation=protection.encapsulation,
+        mode=protection.mode,
+        exchange=protection.exchange,
+        authentication=protection.authentication,
     )

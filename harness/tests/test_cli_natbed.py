@@ -75,6 +75,7 @@ def test_two_runs_at_once_by_two_doors_both_pass(cwd: pathlib.Path, results: pat
         assert process.returncode == 0, output + progress
         lines = output.splitlines()
         assert "A. clients behind one NAT; NAT: masquerade, implementation: espthrunat" in lines
+        assert "   tunnel mode, phase 1: main-psk" in [line.rstrip() for line in lines]
         assert "verdict   passed" in lines
         assert lines[-1].startswith("evidence  ")
         folders.append(pathlib.Path(lines[-1].removeprefix("evidence  ")))
@@ -127,7 +128,20 @@ def test_help_says_what_can_be_varied(cwd: pathlib.Path) -> None:
     top, run = natbed("--help", cwd=cwd), natbed("run", "--help", cwd=cwd)
     assert (top.returncode, run.returncode) == (0, 0)
     assert all(name in top.stdout for name in ("run", "shell", "doctor"))
-    for option in ("--clients", "--nat", "--ike", "--esp", "--pfs", "--encapsulation", "--seconds", "--results"):
+    for option in (
+        "--clients",
+        "--nat",
+        "--ike",
+        "--esp",
+        "--pfs",
+        "--encapsulation",
+        "--mode",
+        "--exchange",
+        "--auth",
+        "--rekey",
+        "--seconds",
+        "--results",
+    ):
         assert option in run.stdout
     assert "Exit code 0: passed, 1: failed, 2: " in run.stdout
     assert "3: the lab itself was" in " ".join(run.stdout.split())
@@ -144,6 +158,13 @@ def test_help_says_what_can_be_varied(cwd: pathlib.Path) -> None:
         (
             ("run", "A", "--encapsulation", "if"),
             "Invalid value for --encapsulation: 'if'; there are auto, always, never",
+        ),
+        (("run", "A", "--mode", "both"), "Invalid value for --mode: 'both'; there are tunnel, transport"),
+        (("run", "A", "--exchange", "base"), "Invalid value for --exchange: 'base'; there are main, aggressive"),
+        (("shell", "A", "--auth", "dss"), "Invalid value for --auth: 'dss'; there are psk, rsa"),
+        (
+            ("run", "A", "--rekey", "all"),
+            "Invalid value for --rekey: 'all'; there are none, initiator, responder, both",
         ),
         (("run", "A", "--clients", "0"), "Invalid value for '--clients'"),
         (("run", "A", "--clients", "15"), "Invalid value for '--clients'"),

@@ -13,7 +13,8 @@ from two_nodes import CLIENT, SERVER, Nodes
 
 from natbed.capture import Capture, read_pcap
 from natbed.checks import PATTERN, CheckResult, Verdict, connectivity
-from natbed.checks.connectivity import FlowError, Pair, check_connectivity, parse_ping
+from natbed.checks.connectivity import Pair, check_connectivity
+from natbed.checks.flows import FlowError, parse_ping
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 

@@ -5,64 +5,24 @@ from __future__ import annotations
 import os
 import pathlib
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 import pytest
+from run_world import NAT, SERVER, Broken, check, commands, options, passed, protocols, routed, run
 
 from natbed import runner
 from natbed.checks import CheckResult, Verdict
 from natbed.nat import presets
-from natbed.node import Node
 from natbed.node_like import NodeLike
 from natbed.results import store
-from natbed.results.record import RunRecord
 from natbed.runner import Run, RunOptions, conclude
-from natbed.scenario import Scenario, Tunnel, find
+from natbed.scenario import Tunnel, find
 from natbed.settings import Protection
 from natbed.stacks.base import HostSettings, TunnelStatus
 from natbed.stacks.espthrunat import EspThruNat, EspThruNatDaemon
 
 pytestmark = pytest.mark.usefixtures("isolated")
-
-NAT, SERVER = "203.0.113.2", "203.0.113.18"
-Hook = Callable[[Run], None]
-
-
-class Broken(Run):
-    """A run in which `between` happens once the daemons are there, before the tunnels come up."""
-
-    def __init__(self, options: RunOptions, between: Hook, stack: EspThruNat | None = None) -> None:
-        super().__init__(find("A"), options, lambda step: None, stack)
-        self.between = between
-
-    def connect(self, daemons: object) -> None:
-        self.between(self)
-        super().connect(daemons)  # type: ignore[arg-type]
-
-
-def options(tmp_path: pathlib.Path, clients: int = 1, seconds: int = 0, **protection: str) -> RunOptions:
-    return RunOptions(clients, presets.MASQUERADE, Protection(**protection), seconds, tmp_path)
-
-
-def routed(tmp_path: pathlib.Path, clients: int = 1, **protection: str) -> RunOptions:
-    return RunOptions(clients, presets.ROUTED, Protection(**protection), 0, tmp_path)
-
-
-def run(options: RunOptions, scenario: type[Scenario] | None = None) -> tuple[RunRecord, pathlib.Path]:
-    run = Run(scenario or find("A"), options, lambda step: None)
-    return run.execute(), run.folder
-
-
-def check(record: RunRecord, name: str) -> CheckResult:
-    found = [check for check in record.checks if check.name == name]
-    assert len(found) == 1, [(check.name, check.reason) for check in record.checks]
-    return found[0]
-
-
-def passed(record: RunRecord) -> None:
-    assert record.verdict is Verdict.PASSED, record.reason
-
 
 # what passes
 
@@ -142,17 +102,6 @@ def test_esp_in_udp_can_be_forced_where_nothing_is_translated(tmp_path: pathlib.
     log = (folder / "client1" / "espthrunat.log").read_text()
     assert "aes256-sha384-modp2048" in log
     assert "aes256-sha256" in log
-
-
-def protocols(folder: pathlib.Path, *, esp_in_udp: bool) -> set[int]:
-    """The IP protocols that carry ESP in the capture, found without the audit's help."""
-    from natbed.capture import read_pcap
-
-    packets = [frame.data[14:] for frame in read_pcap(folder / "nat-public.pcap") if frame.data[12:14] == b"\x08\x00"]
-    esp = {packet[9] for packet in packets if packet[9] == 50 or (packet[9] == 17 and packet[28:36] == bytes(8))}
-    assert len(packets) > 100, "the capture holds the run's traffic"
-    assert (17 in esp) is esp_in_udp
-    return esp
 
 
 # what is broken on purpose
@@ -286,11 +235,6 @@ def test_a_port_that_is_not_conntracks_fails_nat_discovery(tmp_path: pathlib.Pat
     assert record.verdict is Verdict.FAILED
     assert record.reason == "NAT discovery: client1: the responder answers port 4242, conntrack has 500"
     assert check(record, "wire").passed, "only its words were wrong"
-
-
-def commands(node: Node, *lines: str) -> None:
-    for line in lines:
-        node.run(line.split())
 
 
 def leak_icmp(run: Run) -> None:

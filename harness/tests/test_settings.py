@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import pathlib
+import tomllib
+from typing import Any
+
+import pytest
+
 from natbed.scenario import find
 from natbed.settings import Protection, host_settings
+from natbed.stacks.base import Credentials, HostSettings, Timing
+from natbed.stacks.espthrunat import _toml
 
 
 def test_both_ends_of_a_tunnel_share_a_secret_of_their_own() -> None:
@@ -35,8 +43,36 @@ def test_every_run_has_new_secrets_and_shows_none() -> None:
 
 
 def test_the_protection_of_a_run_reaches_both_ends() -> None:
-    asked = Protection("aes256-sha384-modp2048", "aes256-sha256", "none", "always")
+    asked = Protection("aes256-sha384-modp2048", "aes256-sha256", "none", "always", "transport", "aggressive", "rsa")
     settings = host_settings(find("A")(clients=1), asked)
     for host in ("client1", "server"):
         (tunnel,) = settings[host].tunnels
-        assert Protection(tunnel.ike_suite, tunnel.esp_suite, tunnel.pfs, tunnel.encapsulation) == asked
+        suites = (tunnel.ike_suite, tunnel.esp_suite, tunnel.pfs, tunnel.encapsulation)
+        assert Protection(*suites, tunnel.mode, tunnel.exchange, tunnel.authentication) == asked
+
+
+def configuration(settings: HostSettings) -> dict[str, Any]:
+    return tomllib.loads(_toml(settings, pathlib.Path("/run/x.sock"), pathlib.Path("/evidence/client1")))
+
+
+def test_what_is_not_asked_for_is_left_to_the_implementation() -> None:
+    (tunnel,) = configuration(host_settings(find("A")(clients=1), Protection())["client1"])["connection"]
+    timing = {"dpd", "keepalive", "keepalive_tail", "ike_lifetime", "esp_lifetime", "esp_octets", "rekey_overlap"}
+    assert not tunnel.keys() & {*timing, "rebinding", "start"}
+    assert (tunnel["mode"], tunnel["exchange"], tunnel["authentication"]) == ("tunnel", "main", "psk")
+    assert (tunnel["local_network"], tunnel["remote_network"]) == ("192.168.1.11/32", "10.99.0.1/32")
+
+
+@pytest.mark.parametrize(("host", "starts"), [("client1", True), ("server", None)])
+def test_transport_mode_with_certificates_has_no_networks_and_no_secret(host: str, starts: bool | None) -> None:
+    folder = pathlib.Path("/evidence/client1")
+    files = Credentials(folder / "certificate.pem", folder / "private_key.pem", folder / "ca.pem")
+    timing = Timing(dpd=1, keepalive=0.5, keepalive_tail=3, esp_lifetime=30, rebinding="authenticated", start=True)
+    asked = Protection(mode="transport", exchange="aggressive", authentication="rsa")
+    read = configuration(host_settings(find("A")(clients=1), asked, timing, {host: files})[host])
+    assert (read["local"]["certificate"], read["local"]["ca"]) == ("certificate.pem", "ca.pem")
+    (tunnel,) = read["connection"]
+    assert not tunnel.keys() & {"local_network", "remote_network", "psk"}
+    assert (tunnel["mode"], tunnel["exchange"], tunnel["authentication"]) == ("transport", "aggressive", "rsa")
+    assert (tunnel["dpd"], tunnel["keepalive"], tunnel["esp_lifetime"]) == (1, 0.5, 30)
+    assert (tunnel["rebinding"], tunnel.get("start")) == ("authenticated", starts), "a responder cannot begin"

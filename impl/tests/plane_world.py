@@ -28,6 +28,7 @@ from espthrunat.messages import (
     Encapsulation,
     FromPlane,
     GetStats,
+    Mode,
     Path,
     Ready,
     Selector,
@@ -51,7 +52,11 @@ def what_is_missing() -> str:
         return "root"
     if not FilePath("/dev/net/tun").exists():
         return "/dev/net/tun"
-    missing = [program for program in ("unshare", "nsenter", "ip", "ping") if shutil.which(program) is None]
+    missing = [
+        program
+        for program in ("unshare", "nsenter", "ip", "ping", "iptables", "sysctl")
+        if shutil.which(program) is None
+    ]
     if missing:
         return ", ".join(missing)
     probe = subprocess.run(["unshare", "--net", "true"], capture_output=True, text=True, check=False)
@@ -77,6 +82,18 @@ class Namespace:
 
     def udp(self, address: str, port: int) -> socket.socket:
         """A bound UDP socket of this namespace, with a timeout."""
+        return self.bound(socket.SOCK_DGRAM, address, port)
+
+    def tcp(self, address: str, port: int) -> socket.socket:
+        """A bound TCP socket of this namespace, with a timeout."""
+        return self.bound(socket.SOCK_STREAM, address, port)
+
+    def raw_esp(self, address: str) -> socket.socket:
+        """A bound raw socket of IP protocol 50 in this namespace, with a timeout."""
+        return self.bound(socket.SOCK_RAW, address, 0, 50)
+
+    def bound(self, kind: socket.SocketKind, address: str, port: int, protocol: int = 0) -> socket.socket:
+        """A bound socket of this namespace, with a timeout."""
         made: list[socket.socket] = []
 
         def make() -> None:
@@ -86,13 +103,15 @@ class Namespace:
                 assert ctypes.CDLL(None, use_errno=True).setns(fd, CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
             finally:
                 os.close(fd)
-            made.append(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+            made.append(socket.socket(socket.AF_INET, kind, protocol))
 
         thread = threading.Thread(target=make)
         thread.start()
         thread.join()
         (sock,) = made
         sock.settimeout(DEADLINE)
+        if kind is socket.SOCK_STREAM:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((address, port))
         return sock
 
@@ -123,6 +142,35 @@ def two_namespaces() -> Iterator[tuple[Namespace, Namespace]]:
             side.run("ip", "address", "add", f"{inner}/32", "dev", "lo")
             side.run("ip", "link", "set", "wan", "up")
         yield here, there
+
+
+LAN = ("192.168.1.2", "192.168.1.3")
+NAT_ADDRESS = "192.0.2.254"
+
+
+@contextmanager
+def clients_behind_a_nat() -> Iterator[tuple[list[Namespace], Namespace]]:
+    """Two clients with the addresses `LAN`, and a server that sees both as `NAT_ADDRESS`; its own is OUTER[1]."""
+    with ExitStack() as stack:
+        nat, server, *clients = (stack.enter_context(namespace()) for _ in range(4))
+        wires = [(server, f"{OUTER[1]}/24", "wan", f"{NAT_ADDRESS}/24")]
+        wires += [
+            (client, f"{address}/32", f"lan{number}", "192.168.1.1/32")
+            for number, (client, address) in enumerate(zip(clients, LAN, strict=True))
+        ]
+        for number, (host, address, name, of_nat) in enumerate(wires):
+            peer = ["peer", "name", name, "index", str(200 + number), "netns", str(nat.pid)]
+            host.run("ip", "link", "add", "wan", "index", "101", "type", "veth", *peer)
+            for side, device, own in ((host, "wan", address), (nat, name, of_nat)):
+                side.run("ip", "address", "add", own, "dev", device)
+                side.run("ip", "link", "set", device, "up")
+            if host is not server:
+                nat.run("ip", "route", "add", address, "dev", name)
+                host.run("ip", "route", "add", "192.168.1.1", "dev", "wan")
+                host.run("ip", "route", "add", "default", "via", "192.168.1.1")
+        nat.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
+        nat.run("iptables", "-t", "nat", "-A", "POSTROUTING", "-o", "wan", "-j", "MASQUERADE")
+        yield clients, server
 
 
 class PlaneProcess:
@@ -234,6 +282,23 @@ class Side:
 
 
 HERE, THERE = Side(0), Side(1)
+
+
+def transport_sa(
+    direction: Direction,
+    spi: int,
+    path: Path,
+    encapsulation: Encapsulation = Encapsulation.UDP,
+    traffic: tuple[int, int, int] = (0, 0, 0),
+) -> AddSa:
+    """An SA for the packets of the two hosts of `path` themselves; `traffic` is protocol, local and remote port."""
+    suite = "aes128gcm16"
+    selector = transport_policy(path, traffic).selector
+    return AddSa(spi, direction, suite, keymat(spi), path, encapsulation, selector, "peer", Mode.TRANSPORT)
+
+
+def transport_policy(path: Path, traffic: tuple[int, int, int] = (0, 0, 0)) -> AddPolicy:
+    return AddPolicy("peer", Selector(f"{path.local}/32", f"{path.remote}/32", *traffic), mode=Mode.TRANSPORT)
 
 
 def keymat(spi: int, suite: str = "aes128gcm16") -> bytes:

@@ -37,21 +37,21 @@ PORTS = struct.pack("!HH", 1111, 500)
 
 
 @pytest.mark.parametrize(
-    ("packet", "ports", "dont_fragment"),
+    ("packet", "ports", "dont_fragment", "fragment"),
     [
-        (ipv4(PORTS + bytes(4)), (1111, 500), False),
-        (ipv4(PORTS, TCP, fragment=0x4000), (1111, 500), True),
-        (ipv4(PORTS, fragment=0x2000), (1111, 500), False),
-        (ipv4(PORTS, fragment=0x0001), (NO_PORT, NO_PORT), False),
-        (ipv4(PORTS, options=bytes(40)), (1111, 500), False),
-        (ipv4(PORTS, ICMP), (NO_PORT, NO_PORT), False),
-        (ipv4(PORTS[:3]), (NO_PORT, NO_PORT), False),
+        (ipv4(PORTS + bytes(4)), (1111, 500), False, False),
+        (ipv4(PORTS, TCP, fragment=0x4000), (1111, 500), True, False),
+        (ipv4(PORTS, fragment=0x2000), (1111, 500), False, True),
+        (ipv4(PORTS, fragment=0x0001), (NO_PORT, NO_PORT), False, True),
+        (ipv4(PORTS, options=bytes(40)), (1111, 500), False, False),
+        (ipv4(PORTS, ICMP), (NO_PORT, NO_PORT), False, False),
+        (ipv4(PORTS[:3]), (NO_PORT, NO_PORT), False, False),
     ],
     ids=["UDP", "DF", "first fragment", "later fragment", "options", "ICMP", "cut off"],
 )
-def test_ipv4_headers(packet: bytes, ports: tuple[int, int], dont_fragment: bool) -> None:
+def test_ipv4_headers(packet: bytes, ports: tuple[int, int], dont_fragment: bool, fragment: bool) -> None:
     parsed = parse_ipv4(packet)
-    assert parsed == (number("10.0.0.1"), number("10.0.0.2"), packet[9], *ports, dont_fragment)
+    assert parsed == (number("10.0.0.1"), number("10.0.0.2"), packet[9], *ports, dont_fragment, fragment)
 
 
 @pytest.mark.parametrize(

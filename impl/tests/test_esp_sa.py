@@ -39,7 +39,7 @@ def test_sequence_numbers_count_up_from_one(suite: EspSuite) -> None:
     assert [struct.unpack_from("!II", packet) for packet in sealed] == [(SPI, 1), (SPI, 2), (SPI, 3)]
 
 
-@every_suite
+@pytest.mark.parametrize("suite", [suite for suite in SUITES.values() if suite.iv_octets], ids=lambda suite: suite.name)
 def test_the_iv_never_repeats(suite: EspSuite) -> None:
     sender, _ = pair(suite)
     ivs = {packet[8 : 8 + suite.iv_octets] for packet in sender.seal([b"the same"] * 1000)}
@@ -96,6 +96,20 @@ def test_what_is_inside_must_be_what_was_agreed(suite: EspSuite) -> None:
     dummy = sender.seal([b"noise"], next_header=59)
     assert receiver.open(tcp + dummy) == [Drop.NEXT_HEADER, Drop.DUMMY]
     assert receiver.dropped == {"next_header": 1, "dummy": 1}
+
+
+@every_suite
+def test_transport_mode_carries_any_protocol_but_dummies(suite: EspSuite) -> None:
+    sender = OutboundSa(SPI, suite, keymat(suite))
+    receiver = InboundSa(SPI, suite, keymat(suite), next_header=None)
+    sealed = sender.seal([b"tcp"], 6) + sender.seal([b"noise"], 59) + sender.seal([b"udp"], 17) + sender.seal([b"ip"])
+    assert receiver.open_any([*sealed, sealed[0]]) == [
+        (6, b"tcp"),
+        Drop.DUMMY,
+        (17, b"udp"),
+        (4, b"ip"),
+        Drop.REPLAY,
+    ]
 
 
 @every_suite

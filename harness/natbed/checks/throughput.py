@@ -135,15 +135,20 @@ def _await_listening(server: subprocess.Popen[bytes]) -> None:
 
 
 def measure(
-    tunnel: IperfPath, plain: IperfPath, *, name: str = "throughput", duration: int = 2, minimum_ratio: float = 0.0
+    tunnel: IperfPath,
+    plain: IperfPath | PathRates,
+    *,
+    name: str = "throughput",
+    duration: int = 2,
+    minimum_ratio: float = 0.0,
 ) -> CheckResult:
-    """Measure both paths and set the tunnel against the plain one.
+    """Measure both paths and set the tunnel against the plain one; `plain` may have been measured before.
 
     `details` hold the rates and `ratio` (tunnel / plain) of each direction. LAB_BROKEN when the plain path cannot be
     measured; FAILED when the tunnel cannot, or when it keeps less than `minimum_ratio` of the plain rate.
     """
     try:
-        reference = measure_path(plain, duration=duration)
+        reference = plain if isinstance(plain, PathRates) else measure_path(plain, duration=duration)
     except IperfError as error:
         return CheckResult(name=name, verdict=Verdict.LAB_BROKEN, reason=f"plain path: {error}")
     details = {"plain": msgspec.to_builtins(reference)}

@@ -10,20 +10,17 @@ pattern; tshark, with the keys that the ends logged, opens ESP and IKE. What may
 - ICMPv6 of a link itself (types 130 to 137 and 143: neighbour and router discovery, multicast listeners) from a
   link-local or unspecified address: the kernel's own housekeeping, which no router passes on.
 
-Everything else is a violation: ICMP is, and so is an IP fragment unless its first fragment is allowed.
+Everything else is a violation: ICMP is, and so is an IP fragment that makes no whole packet with others. In transport
+mode ESP holds TCP, UDP and ICMP itself, and UDP's checksum is 0 in ESP in UDP (5).
 """
 
 from __future__ import annotations
 
-import enum
 import functools
 import ipaddress
-import struct
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
@@ -36,40 +33,14 @@ from natbed.capture import (
     read_pcap,
     write_pcap,
 )
-from natbed.checks import PATTERN, CheckResult, Verdict
+from natbed.checks import CheckResult, Verdict
+
+from .fragments import reassemble
+from .outer import Kind, Outer, WireExpectation, classify, dotted
 
 _SHOWN = 10  # violations in the details; all are counted
-_IP, _ARP, _IPV6 = 0x0800, 0x0806, 0x86DD
-_UDP, _ESP, _IPIP = 17, 50, 4
-_LINK_ICMPV6 = {*range(130, 138), 143}
-_ISAKMP_HEADER = 28  # octets
-
-
-@dataclass(frozen=True, slots=True)
-class WireExpectation:
-    """What a wire may show.
-
-    `server` and `peers` are (address, UDP port) as this wire sees them: behind a NAT, its public address and the mapped
-    ports. `protected` pairs each peer-side network with the server-side network that its tunnels join ("a.b.c.d/n").
-    """
-
-    server: tuple[str, int]
-    peers: frozenset[tuple[str, int]]
-    protected: tuple[tuple[str, str], ...]
-    encapsulation: Literal["udp", "none"] = "udp"
-    pattern: bytes = PATTERN
-
-
-class Kind(enum.StrEnum):
-    """What a frame of the wire is, by its outer headers and the draft's demultiplexer."""
-
-    ARP = "arp"
-    LINK_ICMPV6 = "link icmpv6"
-    IKE = "ike"
-    KEEPALIVE = "keepalive"
-    ESP = "esp"
-    FRAGMENT = "fragment"  # not a packet's first one
-    FOREIGN = "foreign"
+_IPIP = 4
+_ICMP, _TCP, _UDP = 1, 6, 17
 
 
 class WireFacts(msgspec.Struct, kw_only=True):
@@ -81,17 +52,9 @@ class WireFacts(msgspec.Struct, kw_only=True):
     ike_decrypted: int = 0
     with_pattern: int = 0
     spis: list[str] = []
+    ike_cookies: list[str] = []  # the initiators'
     violation_count: int = 0
     violations: list[str] = []
-
-
-@dataclass(frozen=True, slots=True)
-class _Outer:
-    kind: Kind
-    what: str  # for people: "UDP 203.0.113.2:337 > 203.0.113.18:500"
-    from_server: bool = False
-    payload: bytes = b""
-    packet: tuple[bytes, ...] = ()  # which IP packet a fragment belongs to
 
 
 def audit_wire(
@@ -108,19 +71,21 @@ def audit_wire(
     capture, no keys, tshark unable, or the pattern in no decrypted packet. What is certainly wrong outweighs that.
     """
     try:
-        frames = read_pcap(capture)
+        captured = read_pcap(capture)
+        frames, incomplete = reassemble(captured)
         # All ports: a NAT may map to one that tshark knows for something else, such as 53.
         ports = [expected.server[1], *(port for _, port in expected.peers)]
         wireshark = WiresharkProfile(profile, key_logs, ports=ports)
-        outers = [_classify(frame.data, expected) for frame in frames]
+        outers = [classify(frame.data, expected) for frame in frames]
         facts, violations = _judge_outer(frames, outers, expected)
-        dissections = _dissect(capture, frames, outers, wireshark)
+        violations += _judge_fragments(captured, frames, incomplete, facts, expected)
+        dissections = _dissect(capture, captured, frames, outers, wireshark)
     except CaptureError as error:
         return CheckResult(name="wire", verdict=Verdict.LAB_BROKEN, reason=str(error))
     violations += _judge_inner(facts, frames, outers, dissections, expected, wireshark)
     facts.violation_count = len(violations)
     facts.violations = violations[:_SHOWN]
-    verdict, reason = _conclude(facts, violations, wireshark, summary, any(frame.truncated for frame in frames))
+    verdict, reason = _conclude(facts, violations, wireshark, summary, any(frame.truncated for frame in captured))
     return CheckResult(name="wire", verdict=verdict, reason=reason, details=msgspec.to_builtins(facts))
 
 
@@ -152,12 +117,11 @@ def _conclude(
     )
 
 
-def _judge_outer(frames: list[Frame], outers: list[_Outer], expected: WireExpectation) -> tuple[WireFacts, list[str]]:
+def _judge_outer(frames: list[Frame], outers: list[Outer], expected: WireExpectation) -> tuple[WireFacts, list[str]]:
     facts = WireFacts(frames={str(kind): count for kind, count in Counter(outer.kind for outer in outers).items()})
-    allowed = {outer.packet for outer in outers if outer.packet and outer.kind not in (Kind.FRAGMENT, Kind.FOREIGN)}
     violations = []
     for frame, outer in zip(frames, outers, strict=True):
-        if outer.kind is Kind.FOREIGN or (outer.kind is Kind.FRAGMENT and outer.packet not in allowed):
+        if outer.kind is Kind.FOREIGN:
             violations.append(f"frame {frame.number}: {outer.what}")
         if expected.pattern in frame.data:
             violations.append(f"frame {frame.number}: the plaintext pattern in clear ({outer.what})")
@@ -166,16 +130,32 @@ def _judge_outer(frames: list[Frame], outers: list[_Outer], expected: WireExpect
     return facts, violations
 
 
+def _judge_fragments(
+    captured: list[Frame], frames: list[Frame], incomplete: list[Frame], facts: WireFacts, expected: WireExpectation
+) -> list[str]:
+    """Fragments as they were on the wire; the packets that they make are judged like others."""
+    whole = {id(frame) for frame in frames}
+    fragments = [frame for frame in captured if id(frame) not in whole]
+    if fragments:
+        facts.frames["fragment"] = len(fragments)
+    violations = [f"frame {frame.number}: IP fragment of a packet that is not whole" for frame in incomplete]
+    for frame in fragments:
+        if expected.pattern in frame.data:
+            violations.append(f"frame {frame.number}: the plaintext pattern in clear (IP fragment)")
+    return violations
+
+
 def _judge_inner(
     facts: WireFacts,
     frames: list[Frame],
-    outers: list[_Outer],
+    outers: list[Outer],
     dissections: dict[int, Dissection],
     expected: WireExpectation,
     wireshark: WiresharkProfile,
 ) -> list[str]:
     violations = []
     spis: dict[str, None] = {}
+    cookies: dict[str, None] = {}
     for frame, outer in zip(frames, outers, strict=True):
         seen = dissections.get(frame.number)  # None: the repetition of an IKE datagram, judged with the first one
         problem = ""
@@ -188,6 +168,7 @@ def _judge_inner(
                 facts.with_pattern += not problem and expected.pattern in seen.inner
                 spis[seen.spi] = None
         elif outer.kind is Kind.IKE and seen is not None:
+            cookies[seen.initiator_cookie] = None
             facts.ike_encrypted += seen.ike_encrypted
             facts.ike_decrypted += seen.ike_decrypted
             if seen.malformed:
@@ -197,10 +178,11 @@ def _judge_inner(
         if problem:
             violations.append(f"frame {frame.number}: {problem} ({outer.what})")
     facts.spis = list(spis)
+    facts.ike_cookies = list(cookies)
     return violations
 
 
-def _esp_problem(seen: Dissection | None, outer: _Outer, expected: WireExpectation) -> str:
+def _esp_problem(seen: Dissection | None, outer: Outer, expected: WireExpectation) -> str:
     """Why an ESP packet is not what it should be, or nothing."""
     if seen is None or not seen.spi:
         return "ESP that tshark does not recognise"
@@ -210,7 +192,23 @@ def _esp_problem(seen: Dissection | None, outer: _Outer, expected: WireExpectati
         return f"ESP of SPI {seen.spi} with a wrong ICV"
     if not seen.icv_good or not seen.inner:
         return f"ESP of SPI {seen.spi}, for which no logged key fits"
+    if expected.mode == "transport":
+        return _transport_problem(seen, in_udp=expected.encapsulation == "udp")
     return _inner_problem(seen, outer.from_server, expected.protected)
+
+
+def _transport_problem(seen: Dissection, *, in_udp: bool) -> str:
+    """The draft, 5: a checksum that covers addresses which a NAT changes says nothing, so UDP's is left out."""
+    following = int(seen.next_header or "0", 0)
+    if following not in (_ICMP, _TCP, _UDP):
+        return f"ESP of SPI {seen.spi} whose next header is {following}, not TCP, UDP or ICMP as in transport mode"
+    if following == _UDP:
+        if len(seen.inner) < 8 or int.from_bytes(seen.inner[4:6], "big") != len(seen.inner):
+            return f"ESP of SPI {seen.spi} whose inner UDP datagram is not whole"
+        checksum = int.from_bytes(seen.inner[6:8], "big")
+        if in_udp and checksum:
+            return f"ESP of SPI {seen.spi} whose inner UDP checksum is {checksum:#06x}, not 0"
+    return ""
 
 
 def _inner_problem(seen: Dissection, from_server: bool, protected: tuple[tuple[str, str], ...]) -> str:
@@ -219,7 +217,7 @@ def _inner_problem(seen: Dissection, from_server: bool, protected: tuple[tuple[s
         return f"ESP of SPI {seen.spi} whose next header is {seen.next_header}, not IPv4"
     if len(inner) < 20 or inner[0] >> 4 != 4 or int.from_bytes(inner[2:4], "big") != len(inner):
         return f"ESP of SPI {seen.spi} whose inner packet is no whole IPv4 packet"
-    source, destination = _dotted(inner[12:16]), _dotted(inner[16:20])
+    source, destination = dotted(inner[12:16]), dotted(inner[16:20])
     peer, server = (destination, source) if from_server else (source, destination)
     if not any(_within(peer, pair[0]) and _within(server, pair[1]) for pair in protected):
         return f"inner packet {source} > {destination} in ESP of SPI {seen.spi}, which no tunnel protects"
@@ -232,93 +230,22 @@ def _within(address: str, network: str) -> bool:
 
 
 def _dissect(
-    capture: Path, frames: list[Frame], outers: list[_Outer], wireshark: WiresharkProfile
+    capture: Path, captured: list[Frame], frames: list[Frame], outers: list[Outer], wireshark: WiresharkProfile
 ) -> dict[int, Dissection]:
-    """Let tshark see each IKE datagram once, since a repetition would upset its chain of CBC initialisation vectors."""
+    """Let tshark see each IKE datagram once, since a repetition would upset its chain of CBC initialisation vectors.
+
+    Packets that came in fragments are given to it whole, for the same reason: a repeated one has other fragments.
+    """
     kept = []
     seen: set[tuple[bool, bytes]] = set()
     for frame, outer in zip(frames, outers, strict=True):
-        if outer.kind is Kind.IKE and not outer.packet:
+        if outer.kind is Kind.IKE:
             if (outer.from_server, outer.payload) in seen:
                 continue
             seen.add((outer.from_server, outer.payload))
         kept.append(frame)
-    if len(kept) == len(frames):
+    if len(kept) == len(captured):  # nothing was left out, nothing put together
         return wireshark.dissect(capture)
-    without_repetitions = wireshark.directory / "without-repetitions.pcap"
-    write_pcap(without_repetitions, kept)
-    return {kept[number - 1].number: seen for number, seen in wireshark.dissect(without_repetitions).items()}
-
-
-def _classify(frame: bytes, expected: WireExpectation) -> _Outer:
-    """What an Ethernet frame is, by its outer headers and the draft's demultiplexer (clauses 3.2 and 4.3)."""
-    if len(frame) < 14:
-        return _Outer(Kind.FOREIGN, f"frame of {len(frame)} octets")
-    (ethertype,) = struct.unpack_from("!H", frame, 12)
-    if ethertype == _ARP:
-        return _Outer(Kind.ARP, "ARP")
-    if ethertype == _IPV6:
-        return _classify_ipv6(frame[14:])
-    packet = frame[14:]
-    if ethertype != _IP or len(packet) < 20 or packet[0] >> 4 != 4:
-        return _Outer(Kind.FOREIGN, f"ethertype {ethertype:#06x}")
-    return _classify_ipv4(packet, expected)
-
-
-def _classify_ipv6(packet: bytes) -> _Outer:
-    if len(packet) < 48:
-        return _Outer(Kind.FOREIGN, "IPv6")
-    header, body, source = packet[6], packet[40:], ipaddress.IPv6Address(packet[8:24])
-    if header == 0:  # multicast listener reports come behind a hop-by-hop option, the router alert
-        header, body = body[0], body[(body[1] + 1) * 8 :]
-    link_only = source.is_link_local or source.is_unspecified
-    if header == 58 and body and body[0] in _LINK_ICMPV6 and link_only:
-        return _Outer(Kind.LINK_ICMPV6, f"ICMPv6 type {body[0]} from {source}")
-    return _Outer(Kind.FOREIGN, f"IPv6, next header {header}, from {source}")
-
-
-def _classify_ipv4(packet: bytes, expected: WireExpectation) -> _Outer:
-    length = (packet[0] & 15) * 4
-    total, identification, fragment = struct.unpack_from("!HHH", packet, 2)
-    protocol, source, destination = packet[9], _dotted(packet[12:16]), _dotted(packet[16:20])
-    fragment_of = (packet[12:20], packet[4:6], packet[9:10]) if fragment & 0x3FFF else ()
-    if fragment & 0x1FFF:
-        what = f"IP fragment {identification} of protocol {protocol}, {source} > {destination}"
-        return _Outer(Kind.FRAGMENT, what, packet=fragment_of)
-    body = packet[length:total]
-    from_server = source == expected.server[0]
-    if protocol == _ESP:
-        what = f"bare ESP {source} > {destination}"
-        peers = {address for address, _ in expected.peers}
-        inward = source in peers and destination == expected.server[0]
-        allowed = expected.encapsulation == "none" and (inward or (from_server and destination in peers))
-        return _Outer(Kind.ESP if allowed else Kind.FOREIGN, what, from_server, packet=fragment_of)
-    if protocol != _UDP or len(body) < 8:
-        name = {1: "ICMP", 6: "TCP", 17: "short UDP"}.get(protocol, f"IP protocol {protocol}")
-        return _Outer(Kind.FOREIGN, f"{name} {source} > {destination}")
-    source_port, destination_port = struct.unpack_from("!HH", body)
-    what = f"UDP {source}:{source_port} > {destination}:{destination_port}"
-    ends = (source, source_port), (destination, destination_port)
-    from_server = ends[0] == expected.server
-    server, peer = ends if from_server else ends[::-1]
-    if server != expected.server or peer not in expected.peers:
-        return _Outer(Kind.FOREIGN, f"{what}, which is no expected flow")
-    kind, note = _demultiplex(body[8:], expected, whole=not fragment_of)
-    return _Outer(kind, what + note, from_server, body[8:], fragment_of)
-
-
-def _demultiplex(payload: bytes, expected: WireExpectation, *, whole: bool) -> tuple[Kind, str]:
-    if payload == b"\xff":
-        return Kind.KEEPALIVE, ""
-    if len(payload) > 8 and payload[:8] == bytes(8):
-        if expected.encapsulation == "udp":
-            return Kind.ESP, ""
-        return Kind.FOREIGN, ": ESP in UDP, where bare ESP was expected"
-    stated = int.from_bytes(payload[24:28], "big")
-    if len(payload) < _ISAKMP_HEADER or payload[17] >> 4 != 1 or (whole and stated != len(payload)):
-        return Kind.FOREIGN, ": neither ESP behind its marker, nor an IKE message, nor a keepalive"
-    return Kind.IKE, ""
-
-
-def _dotted(address: bytes) -> str:
-    return ".".join(map(str, address))
+    shown = wireshark.directory / "without-repetitions.pcap"
+    write_pcap(shown, kept)
+    return {kept[number - 1].number: seen for number, seen in wireshark.dissect(shown).items()}

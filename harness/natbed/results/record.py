@@ -47,6 +47,8 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     started: str  # ISO 8601, with zone
     nat: str
     stack: str
+    mode: str = "tunnel"  # or transport
+    phase1: str = "main-psk"  # exchange and authentication
     verdict: Verdict
     reason: str
     seconds: float

@@ -16,8 +16,36 @@ class StackError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Credentials:
+    """The PEM files that a host proves itself with, and those that it believes."""
+
+    certificate: pathlib.Path
+    private_key: pathlib.Path
+    authorities: pathlib.Path
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """When things happen, in seconds, and what follows a peer that moves; None is the implementation's default."""
+
+    dpd: float | None = None
+    keepalive: float | None = None
+    keepalive_tail: float | None = None
+    ike_lifetime: int | None = None
+    esp_lifetime: int | None = None
+    esp_octets: int | None = None
+    rekey_overlap: float | None = None
+    rebinding: str | None = None  # never, authenticated
+    start: bool | None = None  # initiators bring the tunnel up at once
+
+
+@dataclass(frozen=True, slots=True)
 class TunnelSettings:
-    """One tunnel from one host's point of view. `peer_address` is None where the peer may come from anywhere."""
+    """One tunnel from one host's point of view. `peer_address` is None where the peer may come from anywhere.
+
+    The secret is for `authentication` psk; the networks are for `mode` tunnel, and in transport mode the hosts' own
+    addresses are protected.
+    """
 
     name: str
     peer_address: str | None
@@ -25,6 +53,9 @@ class TunnelSettings:
     secret: str = field(repr=False)
     local_network: str
     remote_network: str
+    mode: str = "tunnel"  # or transport
+    exchange: str = "main"  # or aggressive
+    authentication: str = "psk"  # or rsa
     ike_suite: str = "aes128-sha256-ecp256"
     esp_suite: str = "aes128gcm16"
     pfs: str = "ecp256"
@@ -38,6 +69,8 @@ class HostSettings:
     address: str
     identity: str
     tunnels: tuple[TunnelSettings, ...]
+    credentials: Credentials | None = None  # for authentication rsa
+    timing: Timing = field(default_factory=Timing)
 
 
 class TunnelStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,6 +83,7 @@ class TunnelStatus(msgspec.Struct, frozen=True, kw_only=True):
     inbound_spi: str
     outbound_spi: str
     suite: str
+    mode: str = "tunnel"
 
 
 class Daemon(Protocol):
@@ -60,6 +94,18 @@ class Daemon(Protocol):
 
     def up(self, tunnel: str, timeout: float) -> float:
         """Bring a tunnel up; the seconds that took. Raises StackError with the implementation's reason."""
+
+    def rekey(self, tunnel: str, phase1: bool, timeout: float) -> float:
+        """Replace a tunnel's SAs, with `phase1` those of IKE too; the seconds until the new ones can be used from here.
+
+        Raises StackError with the implementation's reason.
+        """
+
+    def kill(self) -> None:
+        """End it as a crash would, at once and with all its processes; `restart` or `stop` may follow."""
+
+    def restart(self) -> None:
+        """Start it again with the same settings after its end, and wait until it can be asked."""
 
     def status(self) -> list[TunnelStatus]:
         """Every tunnel that is up: traffic can go both ways as far as this end is concerned."""

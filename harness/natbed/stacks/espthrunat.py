@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import select
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -16,9 +18,10 @@ import msgspec
 from natbed.node_like import NodeLike
 
 from ..isolation import runtime_directory
-from .base import HostSettings, StackError, TunnelSettings, TunnelStatus
+from .base import HostSettings, StackError, Timing, TunnelSettings, TunnelStatus
 
 T = TypeVar("T")
+Value = str | float | list[str] | None
 
 READY_SECONDS = 10.0
 STOP_SECONDS = 5.0
@@ -33,6 +36,7 @@ class _SaStatus(msgspec.Struct):
     outbound_spi: str
     suite: str
     encapsulation: str
+    mode: str = "tunnel"
 
 
 class _IkeSaStatus(msgspec.Struct):
@@ -48,7 +52,7 @@ class _Status(msgspec.Struct):
     ike_sas: list[_IkeSaStatus]
 
 
-class _Up(msgspec.Struct):
+class _Took(msgspec.Struct):
     seconds: float
 
 
@@ -70,15 +74,22 @@ class EspThruNatDaemon:
         self._node = node
         self._control = runtime_directory() / f"{node.name}.sock"
         self._log = evidence / "espthrunat.log"
-        config = evidence / "espthrunat.toml"
-        descriptor = os.open(config, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        self._log.write_bytes(b"")
+        self._config = evidence / "espthrunat.toml"
+        descriptor = os.open(self._config, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w") as file:
-            file.write(_toml(settings, self._control))
+            file.write(_toml(settings, self._control, self._config.parent))
+        self._start()
+
+    def _start(self) -> None:
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+        command = [sys.executable, "-m", "espthrunat", "run", str(self._config)]
+        command += ["--keylog", str(self._config.parent / "keys")]
+        self._killed = False
         started = time.monotonic()
-        with self._log.open("wb") as log:
-            self._process = node.popen(
-                [sys.executable, "-m", "espthrunat", "run", str(config), "--keylog", str(evidence / "keys")],
+        with self._log.open("ab") as log:
+            self._process = self._node.popen(
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -95,7 +106,33 @@ class EspThruNatDaemon:
 
     def up(self, tunnel: str, timeout: float) -> float:
         """Bring a tunnel up; the seconds that took. Raises StackError with the implementation's reason."""
-        return self._typed(self._ask("up", timeout, connection=tunnel), _Up).seconds
+        return self._typed(self._ask("up", timeout, connection=tunnel), _Took).seconds
+
+    def rekey(self, tunnel: str, phase1: bool, timeout: float) -> float:
+        """Replace a tunnel's SAs; the seconds until both directions of the new ones can be used from here."""
+        return self._typed(self._ask("rekey", timeout, connection=tunnel, phase1=phase1), _Took).seconds
+
+    def kill(self) -> None:
+        """Kill the daemon; its data plane must end by itself. Raises StackError when it does not."""
+        with contextlib.ExitStack() as stack:
+            planes = []
+            for pid in self.pids[1:]:
+                with contextlib.suppress(ProcessLookupError):
+                    planes.append(os.pidfd_open(pid))
+                    stack.callback(os.close, planes[-1])
+            self._process.kill()
+            self._process.wait()
+            self._killed = True
+            until = time.monotonic() + STOP_SECONDS
+            for plane in planes:
+                if not select.select([plane], [], [], max(until - time.monotonic(), 0))[0]:
+                    raise StackError(f"{self._node.name}: a data plane of espthrunat outlived its daemon")
+
+    def restart(self) -> None:
+        """Start it again with the same configuration; its log and its key log go on."""
+        if self._process.poll() is None:
+            raise StackError(f"{self._node.name}: espthrunat still runs")
+        self._start()
 
     def status(self) -> list[TunnelStatus]:
         """Every tunnel that is up: both directions may be used, which is so at a responder from QM3 on."""
@@ -114,6 +151,7 @@ class EspThruNatDaemon:
                 inbound_spi=sa.inbound_spi,
                 outbound_spi=sa.outbound_spi,
                 suite=sa.suite,
+                mode=sa.mode,
             )
             for sa in status.sas
         ]
@@ -131,6 +169,8 @@ class EspThruNatDaemon:
 
     def stop(self) -> None:
         """End it in order. Raises StackError when it had to be killed or ended badly."""
+        if self._killed:
+            return
         self._process.terminate()
         try:
             code = self._process.wait(STOP_SECONDS)
@@ -148,7 +188,7 @@ class EspThruNatDaemon:
         while time.monotonic() - started < READY_SECONDS:
             if self._process.poll() is not None:
                 raise StackError(f"{self._node.name}: espthrunat did not start: {self._last_words()}")
-            if self._control.exists():
+            if self._control.exists():  # after a kill, an old one that nobody listens on
                 try:
                     self._ask("status", 1.0)
                 except StackError as error:
@@ -158,7 +198,7 @@ class EspThruNatDaemon:
             time.sleep(_POLL)
         raise StackError(f"{self._node.name}: espthrunat is not ready after {READY_SECONDS:g} s: {last}")
 
-    def _ask(self, command: str, timeout: float, **arguments: str) -> dict[str, Any]:
+    def _ask(self, command: str, timeout: float, **arguments: str | bool) -> dict[str, Any]:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(timeout)
             try:
@@ -205,32 +245,54 @@ def _resident(pid: int) -> int:
     return 0
 
 
-def _quoted(text: str) -> str:
-    return msgspec.json.encode(text).decode()  # JSON's strings are TOML's basic strings
-
-
-def _toml(settings: HostSettings, control: pathlib.Path) -> str:
-    lines = [
-        "[local]",
-        f"address = {_quoted(settings.address)}",
-        f"identity = {_quoted(settings.identity)}",
-        f"control = {_quoted(str(control))}",
-    ]
+def _toml(settings: HostSettings, control: pathlib.Path, folder: pathlib.Path) -> str:
+    """The configuration file, to stand in `folder`."""
+    local: dict[str, Value] = {
+        "address": settings.address,
+        "identity": settings.identity,
+        "control": str(control),
+    }
+    if files := settings.credentials:
+        for key, file in (
+            ("certificate", files.certificate),
+            ("private_key", files.private_key),
+            ("ca", files.authorities),
+        ):
+            local[key] = os.path.relpath(file, folder)
+    lines = ["[local]", *_table(local)]
     for tunnel in settings.tunnels:
-        lines += ["", "[[connection]]", *_connection(tunnel)]
+        lines += ["", "[[connection]]", *_table(_connection(tunnel, settings.timing))]
     return "\n".join(lines) + "\n"
 
 
-def _connection(tunnel: TunnelSettings) -> list[str]:
-    return [
-        f"name = {_quoted(tunnel.name)}",
-        f"remote = {_quoted(tunnel.peer_address or 'any')}",
-        f"remote_identity = {_quoted(tunnel.peer_identity)}",
-        f"psk = {_quoted(tunnel.secret)}",
-        f"local_network = {_quoted(tunnel.local_network)}",
-        f"remote_network = {_quoted(tunnel.remote_network)}",
-        f"ike = [{_quoted(tunnel.ike_suite)}]",
-        f"esp = [{_quoted(tunnel.esp_suite)}]",
-        f"pfs = {_quoted(tunnel.pfs)}",
-        f"encapsulation = {_quoted(tunnel.encapsulation)}",
-    ]
+def _table(values: Mapping[str, Value]) -> list[str]:
+    """The lines of a table, without those that have no value. JSON's literals are TOML's."""
+    return [f"{key} = {msgspec.json.encode(value).decode()}" for key, value in values.items() if value is not None]
+
+
+def _connection(tunnel: TunnelSettings, timing: Timing) -> dict[str, Value]:
+    in_tunnel = tunnel.mode == "tunnel"
+    return {
+        "name": tunnel.name,
+        "remote": tunnel.peer_address or "any",
+        "remote_identity": tunnel.peer_identity,
+        "mode": tunnel.mode,
+        "exchange": tunnel.exchange,
+        "authentication": tunnel.authentication,
+        "psk": tunnel.secret if tunnel.authentication == "psk" else None,
+        "local_network": tunnel.local_network if in_tunnel else None,
+        "remote_network": tunnel.remote_network if in_tunnel else None,
+        "ike": [tunnel.ike_suite],
+        "esp": [tunnel.esp_suite],
+        "pfs": tunnel.pfs,
+        "encapsulation": tunnel.encapsulation,
+        "dpd": timing.dpd,
+        "keepalive": timing.keepalive,
+        "keepalive_tail": timing.keepalive_tail,
+        "ike_lifetime": timing.ike_lifetime,
+        "esp_lifetime": timing.esp_lifetime,
+        "esp_octets": timing.esp_octets,
+        "rekey_overlap": timing.rekey_overlap,
+        "rebinding": timing.rebinding,
+        "start": timing.start if tunnel.peer_address else None,
+    }

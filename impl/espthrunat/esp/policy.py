@@ -74,6 +74,14 @@ class Selectors:
             and self.remote_port in (0, header.destination_port)
         )
 
+    def may_match_fragment(self, header: IpHeader) -> bool:
+        """Whether the packet that a fragment which leaves is part of may be of this traffic, whatever its ports."""
+        return (
+            header.destination & self.remote_mask == self.remote
+            and header.source & self.local_mask == self.local
+            and self.protocol in (0, header.protocol)
+        )
+
     def matches_inbound(self, header: IpHeader) -> bool:
         """Whether a packet that arrived through the SA may do so: from the remote network to the local one.
 

@@ -110,14 +110,14 @@ class OutboundSa:
 
 
 class InboundSa:
-    """Opens ESP packets that carry `next_header`. One bad packet costs that packet only.
+    """Opens ESP packets that carry `next_header`, or anything if that is None. One bad packet costs that packet only.
 
     `window` is the anti-replay window in packets. Raises ValueError if it is too small or `keymat` has the wrong
     length for `suite`.
     """
 
     def __init__(
-        self, spi: int, suite: EspSuite, keymat: bytes, *, window: int = DEFAULT_WINDOW, next_header: int = IPV4
+        self, spi: int, suite: EspSuite, keymat: bytes, *, window: int = DEFAULT_WINDOW, next_header: int | None = IPV4
     ) -> None:
         self.spi = spi
         self.suite = suite
@@ -126,11 +126,29 @@ class InboundSa:
         self.dropped: Counter[str] = Counter()
         self._replay = ReplayWindow(window)
         self._next_header = next_header
+        self._carried = IPV4  # the next header of the last packet, where it is not fixed
         self._transform = _make_transform(suite, keymat)
         self._overhead = HEADER_OCTETS + suite.iv_octets + suite.icv_octets
 
     def __repr__(self) -> str:
         return f"InboundSa(spi=0x{self.spi:08x}, suite={self.suite.name}, sequence={self._replay.top})"
+
+    @property
+    def sequence(self) -> int:
+        """The highest sequence number of an authentic packet; 0 before the first."""
+        return self._replay.top
+
+    def is_ahead(self, packet: bytes) -> bool:
+        """Whether an ESP packet, authentic or not, claims a higher sequence number than all authentic ones before."""
+        return len(packet) >= HEADER_OCTETS and _HEADER.unpack_from(packet)[1] > self._replay.top
+
+    def open_any(self, packets: Sequence[bytes]) -> list[tuple[int, bytes] | Drop]:
+        """Like `open`, with the next header of each packet, for an SA whose next header is not fixed."""
+        opened: list[tuple[int, bytes] | Drop] = []
+        for packet in packets:
+            (inner,) = self.open((packet,))
+            opened.append(inner if isinstance(inner, Drop) else (self._carried, inner))
+        return opened
 
     def open(self, packets: Sequence[bytes]) -> list[bytes | Drop]:
         """For each ESP packet, from SPI to ICV: its inner packet, or why there is none."""
@@ -161,5 +179,9 @@ class InboundSa:
         if end < 0 or plaintext[end:-TRAILER_OCTETS] != _PADDING[:pad_octets]:
             return Drop.PADDING
         if next_header != self._next_header:
-            return Drop.DUMMY if next_header == NO_NEXT_HEADER else Drop.NEXT_HEADER
+            if next_header == NO_NEXT_HEADER:
+                return Drop.DUMMY
+            if self._next_header is not None:
+                return Drop.NEXT_HEADER
+            self._carried = next_header
         return plaintext[:end]

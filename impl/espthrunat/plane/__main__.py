@@ -30,11 +30,11 @@ def main(arguments: list[str]) -> int:
         sys.stderr.write("usage: python -m espthrunat.plane --fd N   (started by the daemon, not by hand)\n")
         return 2
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.INFO, stream=sys.stderr)
-    # However the daemon dies, its sockets and keys must not live on here. If it died before this line, its socket
-    # is at its end already.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the daemon, which says goodbye to its peers first
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGTERM, _end)
+    # However the daemon dies, its sockets and keys must not live on here, nor its rules in the kernel. If it died
+    # before this line, its socket is at its end already.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     try:
         with socket.socket(fileno=int(arguments[1])) as sock:
             return _serve(sock)
@@ -47,6 +47,10 @@ def main(arguments: list[str]) -> int:
     return 1
 
 
+def _end(*_: object) -> None:
+    sys.exit(0)
+
+
 def _serve(sock: socket.socket) -> int:
     counters = Counters()
     channel = Channel(sock, counters)
@@ -57,20 +61,26 @@ def _serve(sock: socket.socket) -> int:
         return 0
     if not isinstance(configure, Configure):
         raise ProtocolError(f"{type(configure).__name__} came before Configure")
+    # What is half open when SIGTERM comes would stay in the kernel.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         devices = open_devices(configure, initial_mtu(configure.mtu), counters)
     except StartError as error:
         _log.error("%s", error)
         channel.send(Ready(str(error)))
         return 1
-    plane = Plane(configure, devices, channel, counters)
+    plane: Plane | None = None
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        plane = Plane(configure, devices, channel, counters)
         channel.send(Ready())
         importlib.import_module("espthrunat.esp.transforms")  # while IKE negotiates, not when the first SA comes
         gc.freeze()  # what exists by now stays; no collection needs to look at it again
         plane.run()
     finally:
-        plane.close()
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the end has begun
+        if plane is not None:
+            plane.close()
         devices.close()
     return 0
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ..messages import Configure
 from . import netconfig
 from .counters import Counters
+from .steering import MARK, Steering
 from .tun import Tun
 from .udp_socket import UdpSocket
 
@@ -18,13 +19,15 @@ class StartError(Exception):
 
 @dataclass(frozen=True)
 class Devices:
-    """The UDP socket and the TUN device of a plane."""
+    """The UDP socket and the TUN device of a plane, and what leads traffic there."""
 
     udp: UdpSocket
     tun: Tun
+    steering: Steering
 
     def close(self) -> None:
-        """Close both."""
+        """Close all. Traffic goes as if there had never been a policy."""
+        self.steering.close()
         self.udp.close()
         self.tun.close()
 
@@ -32,6 +35,7 @@ class Devices:
 _UDP_ADVICE = {
     errno.EADDRINUSE: "another program has this port: stop it (`ss -lunp` names it) or configure another port",
     errno.EADDRNOTAVAIL: "no interface here has this address: configure one of `ip address`",
+    errno.EPERM: "marking packets needs CAP_NET_ADMIN: run as root, or in a user namespace with its own network",
     errno.EACCES: "ports below 1024 need CAP_NET_BIND_SERVICE: run as root or choose a higher port",
 }
 _TUN_ADVICE = {
@@ -42,13 +46,18 @@ _TUN_ADVICE = {
     errno.EBUSY: "another program has a device of this name: stop it or configure another name",
     errno.EINVAL: "a device of this name exists and is no TUN device: configure another name",
 }
+_STEERING_ADVICE = {
+    errno.EPERM: "routing rules need CAP_NET_ADMIN: run as root, or in a user namespace with its own network",
+    errno.EOPNOTSUPP: "the kernel has no policy routing (CONFIG_IP_MULTIPLE_TABLES)",
+    errno.EAFNOSUPPORT: "the kernel has no policy routing (CONFIG_IP_MULTIPLE_TABLES)",
+}
 
 
 def open_devices(configure: Configure, mtu: int, counters: Counters) -> Devices:
-    """Open UDP port and TUN device, the latter up with `mtu` octets. Raises StartError."""
+    """Open UDP port and TUN device, the latter up with `mtu` octets, and make ready for policies. Raises StartError."""
     where = f"UDP {configure.address}:{configure.port}"
     try:
-        udp = UdpSocket(configure.address, configure.port, counters)
+        udp = UdpSocket(configure.address, configure.port, counters, MARK)
     except (OSError, OverflowError) as error:
         raise StartError(_explain(where, error, _UDP_ADVICE)) from error
     try:
@@ -56,7 +65,14 @@ def open_devices(configure: Configure, mtu: int, counters: Counters) -> Devices:
     except StartError:
         udp.close()
         raise
-    return Devices(udp, tun)
+    try:
+        steering = Steering(configure.tun, configure.address, configure.port, counters)
+    except OSError as error:
+        udp.close()
+        tun.close()
+        hint = _STEERING_ADVICE.get(error.errno or 0)
+        raise StartError(f"routing rules cannot be made: {hint or error}") from error
+    return Devices(udp, tun, steering)
 
 
 def _open_tun(name: str, mtu: int, counters: Counters) -> Tun:

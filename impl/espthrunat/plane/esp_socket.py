@@ -13,13 +13,14 @@ _MAX_PACKET = 65535
 
 
 class EspSocket:
-    """Bound to one address. Raises OSError if raw sockets are not allowed here."""
+    """Bound to one address; what is sent carries `mark`. Raises OSError if raw sockets are not allowed here."""
 
-    def __init__(self, address: str, counters: Counters) -> None:
+    def __init__(self, address: str, counters: Counters, mark: int = 0) -> None:
         self.local: Address = (address, 0)
         self._counters = counters
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, ip.ESP)
         try:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
             enlarge_buffers(self._socket)
             self._socket.bind((address, 0))
         except OSError:

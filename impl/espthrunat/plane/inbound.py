@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ..esp.sa import Drop
-from ..messages import Path
-from ..wire.ip import parse_ipv4
+from ..messages import Direction, Expire, Mode, Path, Rebound, Used
+from ..wire.ip import MIN_OCTETS, TCP, UDP, parse_ipv4
 from ..wire.udp import ESP_MARKER, Kind, classify
+from . import transport
 from .channel import Channel
 from .counters import Count, Counters
+from .keepalive import Keepalives
 from .sadb import Address, Inbound, SaDatabase
-from .tun import Tun
+from .tun import Tun, unverified
 
 _SPI_OCTETS = 4
 _MARKER_OCTETS = len(ESP_MARKER)
+_UNVERIFIED = {protocol: unverified(MIN_OCTETS, transport.CHECKSUM_OFFSETS[protocol]) for protocol in (TCP, UDP)}
 
 
 class InboundFlow:
     """Takes batches from the sockets. What is wrong with one packet costs that packet only."""
 
-    def __init__(self, sadb: SaDatabase, tun: Tun, channel: Channel, counters: Counters) -> None:
+    def __init__(
+        self, sadb: SaDatabase, tun: Tun, channel: Channel, counters: Counters, keepalives: Keepalives
+    ) -> None:
         self._sadb = sadb
         self._tun = tun
         self._channel = channel
         self._counters = counters
+        self._keepalives = keepalives
 
     def datagrams(self, received: Sequence[tuple[bytes, Address]], local: Address) -> None:
         """Deal with UDP datagrams that arrived at `local`, by the rules of the draft, 3.2 and 4.3."""
@@ -46,32 +52,97 @@ class InboundFlow:
             self._channel.send_datagrams(ike)
 
     def esp_packets(self, received: Sequence[tuple[bytes, Address]], local: Address) -> None:
-        """Open ESP packets and hand what is in them to the kernel. No packet makes or moves an SA (SA-4, SEC-4)."""
+        """Open ESP packets and hand what is in them to the kernel.
+
+        No packet makes an SA (SA-4). Only an authentic and fresh one moves an SA, and only one that may move (SEC-4).
+        """
         batches: dict[Inbound, list[bytes]] = {}
         for packet, remote in received:
             inbound = self._find(packet, remote, local)
             if inbound is not None:
                 batches.setdefault(inbound, []).append(packet)
         for inbound, packets in batches.items():
-            self._tun.write(self._open(inbound, packets))
+            self._take(inbound, packets)
 
     def _find(self, packet: bytes, remote: Address, local: Address) -> Inbound | None:
+        """The SA of a packet that came by the SA's path. Others are dealt with here."""
         if len(packet) < _SPI_OCTETS:
             self._counters.drop(Count.DROP_JUNK, f"ESP without an SPI from {remote[0]} port {remote[1]}")
             return None
         spi = int.from_bytes(packet[:_SPI_OCTETS], "big")
         inbound = self._sadb.find_inbound(spi, remote, local)
-        if inbound is None:
+        if inbound is None and not self._rebind(packet, spi, remote, local):
             known = self._sadb.knows_inbound_spi(spi)
             count = Count.DROP_WRONG_PATH if known else Count.DROP_UNKNOWN_SPI
             self._counters.drop(count, f"SPI 0x{spi:08x} from {remote[0]} port {remote[1]} to port {local[1]}")
         return inbound
 
-    def _open(self, inbound: Inbound, packets: list[bytes]) -> list[bytes]:
-        """The inner packets that may go on."""
+    def _rebind(self, packet: bytes, spi: int, remote: Address, local: Address) -> bool:
+        """Follow the peer if the packet proves that it has moved: authentic, and newer than all that came before.
+
+        An old packet proves nothing, even if it was never received: somebody may have kept it.
+        """
+        for inbound in self._sadb.rebinding(spi, local):
+            sa, old = inbound.sa, inbound.path
+            before = sa.sequence
+            if not sa.is_ahead(packet):
+                continue
+            deliver = self._opened(inbound, [packet])
+            if sa.sequence == before:
+                continue
+            new = Path(*local, *remote)
+            self._sadb.move(inbound, new)
+            self._keepalives.moved(old, new)
+            self._counters.add(Count.REBOUND)
+            self._channel.send(Rebound(spi, old, new))
+            deliver()
+            self._account(inbound)
+            return True
+        return False
+
+    def _take(self, inbound: Inbound, packets: list[bytes]) -> None:
+        """Open packets and deliver them, within the SA's limits."""
+        sa, hard = inbound.sa, inbound.limits.hard
+        if hard and len(packets) > 1 and sa.octets + sum(map(len, packets)) >= hard:
+            for packet in packets:  # the SA may end among them
+                self._take(inbound, [packet])
+            return
+        if hard and sa.octets >= hard:
+            self._counters.drop(Count.DROP_UNKNOWN_SPI, f"SPI 0x{sa.spi:08x} has ended", len(packets))
+            return
+        if inbound.mode is Mode.TUNNEL:
+            self._tun.write(self._allowed(inbound, sa.open(packets)))
+        else:
+            self._deliver_payloads(inbound, sa.open_any(packets))
+        if hard or not inbound.told_used or inbound.limits.soft:
+            self._account(inbound)
+
+    def _opened(self, inbound: Inbound, packets: list[bytes]) -> Callable[[], None]:
+        """Open packets; what to call to deliver them, once their SA is where it belongs."""
+        if inbound.mode is Mode.TUNNEL:
+            opened = inbound.sa.open(packets)
+            return lambda: self._tun.write(self._allowed(inbound, opened))
+        payloads = inbound.sa.open_any(packets)
+        return lambda: self._deliver_payloads(inbound, payloads)
+
+    def _account(self, inbound: Inbound) -> None:
+        """Tell the daemon what it must know of an SA that was used."""
+        sa, limits = inbound.sa, inbound.limits
+        if not inbound.told_used and sa.sequence:
+            inbound.told_used = True
+            self._channel.send(Used(sa.spi, inbound.path))
+        if limits.soft and not inbound.told_soft and sa.octets >= limits.soft:
+            inbound.told_soft = True
+            self._channel.send(Expire(sa.spi, Direction.INBOUND, "octets", hard=False))
+        if limits.hard and sa.octets >= limits.hard:
+            self._sadb.remove_inbound(inbound)
+            self._channel.send(Expire(sa.spi, Direction.INBOUND, "octets", hard=True))
+
+    def _allowed(self, inbound: Inbound, opened: list[bytes | Drop]) -> list[bytes]:
+        """The inner packets of tunnel mode that may go on."""
         allowed: list[bytes] = []
         matches = inbound.selectors.matches_inbound
-        for inner in inbound.sa.open(packets):
+        for inner in opened:
             if isinstance(inner, Drop):
                 self._refuse(inbound, inner)
             elif (header := parse_ipv4(inner)) is None:
@@ -81,6 +152,25 @@ class InboundFlow:
             else:
                 allowed.append(inner)
         return allowed
+
+    def _deliver_payloads(self, inbound: Inbound, opened: list[tuple[int, bytes] | Drop]) -> None:
+        flows = self._sadb.flows
+        plain: list[bytes] = []
+        unchecked: dict[int, list[bytes]] = {}
+        for inner in opened:
+            if isinstance(inner, Drop):
+                self._refuse(inbound, inner)
+                continue
+            protocol, payload = inner
+            try:
+                packet, no_check = transport.arrived(inbound, protocol, payload, flows)
+            except transport.Refused as refused:
+                self._count(inbound, refused.count, str(refused))
+                continue
+            (unchecked.setdefault(protocol, []) if no_check else plain).append(packet)
+        self._tun.write(plain)
+        for protocol, packets in unchecked.items():
+            self._tun.write(packets, _UNVERIFIED[protocol])
 
     def _refuse(self, inbound: Inbound, drop: Drop) -> None:
         count = f"drop_esp_{drop.value}"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import select
+import time
+from collections.abc import Callable
 
 import msgspec
 
@@ -19,19 +20,23 @@ from ..messages import (
     Direction,
     Encapsulation,
     GetStats,
+    Keepalive,
+    Mode,
     Stats,
     ToPlane,
 )
+from ..wire.ip import MIN_OCTETS
+from ..wire.udp import KEEPALIVE
 from . import netconfig
 from .channel import Channel, DaemonGoneError
 from .counters import Count, Counters
 from .devices import Devices
 from .esp_socket import EspSocket
 from .inbound import InboundFlow
+from .keepalive import Keepalives
 from .outbound import OutboundFlow
-from .sadb import SaDatabase
-
-_log = logging.getLogger("espthrunat.plane")
+from .sadb import Outbound, SaDatabase
+from .steering import MARK
 
 _BATCH = 64  # packets or messages a wake: long enough to be efficient, short enough that nobody starves
 _UDP_OVERHEAD = 20 + 8 + 8  # octets: IP, UDP, marker
@@ -49,17 +54,25 @@ def initial_mtu(path_mtu: int) -> int:
 
 
 class Plane:
-    """One plane: its SAs, its policies and what moves packets between them."""
+    """One plane: its SAs, its policies and what moves packets between them. `clock` gives seconds."""
 
-    def __init__(self, configure: Configure, devices: Devices, channel: Channel, counters: Counters) -> None:
+    def __init__(
+        self,
+        configure: Configure,
+        devices: Devices,
+        channel: Channel,
+        counters: Counters,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._configure = configure
         self._devices = devices
         self._channel = channel
         self._counters = counters
-        self._sadb = SaDatabase()
-        self._policies: dict[str, AddPolicy] = {}
-        self._inbound = InboundFlow(self._sadb, devices.tun, channel, counters)
-        self._outbound = OutboundFlow(self._sadb, devices.udp, channel, counters)
+        self._clock = clock
+        self._keepalives = Keepalives(clock)
+        self._sadb = SaDatabase(clock)
+        self._inbound = InboundFlow(self._sadb, devices.tun, channel, counters, self._keepalives)
+        self._outbound = OutboundFlow(self._sadb, devices.udp, channel, counters, self._keepalives, clock)
         self._mtu = initial_mtu(configure.mtu)  # the TUN device's
         self._epoll = select.epoll()
 
@@ -75,12 +88,14 @@ class Plane:
         Raises ProtocolError for a message that makes no sense, TunGoneError if the TUN device was deleted.
         """
         epoll, channel, udp, tun = self._epoll, self._channel, self._devices.udp, self._devices.tun
+        keepalives = self._keepalives
         control_fd, udp_fd, tun_fd = channel.socket.fileno(), udp.fileno(), tun.fileno()
         for fd in (control_fd, udp_fd, tun_fd):
             epoll.register(fd, select.EPOLLIN)
         awaits_room = False
         while True:
-            for fd, events in epoll.poll():
+            due = keepalives.due()
+            for fd, events in epoll.poll(None if due is None else max(0.0, due - self._clock())):
                 if fd == udp_fd:
                     self._inbound.datagrams(udp.receive(_BATCH), udp.local)
                 elif fd == tun_fd:
@@ -92,9 +107,16 @@ class Plane:
                         channel.flush()
                     if events & ~select.EPOLLOUT and not self._obey():
                         return
+            if due is not None:
+                self._send_keepalives()
             if awaits_room != channel.has_waiting:
                 awaits_room = channel.has_waiting
                 epoll.modify(control_fd, select.EPOLLIN | (select.EPOLLOUT if awaits_room else 0))
+
+    def _send_keepalives(self) -> None:
+        for path in self._keepalives.take_due():
+            taken = self._devices.udp.send([KEEPALIVE], (path.remote, path.remote_port))
+            self._counters.add(Count.KEEPALIVE_OUT, taken)
 
     def _obey(self) -> bool:
         """Do what the daemon says; False when it has gone."""
@@ -120,6 +142,8 @@ class Plane:
                 self._add_policy(message)
             case DeletePolicy():
                 self._delete_policy(message.policy)
+            case Keepalive():
+                self._keepalives.set(message.path, message.interval)
             case GetStats():
                 self._channel.send(Stats(message.query, dict(self._counters.values), self._sadb.stats()))
             case Configure():
@@ -127,7 +151,9 @@ class Plane:
 
     def _send_ike(self, message: Datagrams) -> None:
         for path, datagram in message.items:
-            taken = self._devices.udp.send([datagram], (path.remote, path.remote_port))
+            remote = (path.remote, path.remote_port)
+            taken = self._devices.udp.send([datagram], remote)
+            self._keepalives.sent(remote)
             self._counters.add(Count.IKE_OUT, taken)
 
     def _add_sa(self, message: AddSa) -> None:
@@ -141,7 +167,7 @@ class Plane:
         if self._outbound.raw is not None:
             return
         try:
-            self._outbound.raw = EspSocket(self._configure.address, self._counters)
+            self._outbound.raw = EspSocket(self._configure.address, self._counters, MARK)
         except OSError as error:
             self._counters.failed("raw_open", error)
             return
@@ -154,40 +180,21 @@ class Plane:
 
     def _add_policy(self, message: AddPolicy) -> None:
         selectors = Selectors.of(message.selector)
-        if message.policy in self._policies:
-            self._delete_policy(message.policy)
-        self._policies[message.policy] = message
+        self._outbound.forget_policy(message.policy)
         self._sadb.policies.add(message.policy, selectors)
-        try:
-            netconfig.replace_route(message.selector.remote, self._devices.tun.name, message.source)
-        except OSError as error:
-            _log.error("policy %s: no route to %s: %s", message.policy, message.selector.remote, error)
-            self._counters.failed("route_add", error)
+        if message.mode is Mode.TRANSPORT:
+            self._outbound.add_transport_policy(message.policy, selectors)
+        self._devices.steering.add(message)
 
     def _delete_policy(self, name: str) -> None:
-        policy = self._policies.pop(name, None)
-        if policy is None:
-            return
+        self._devices.steering.remove(name)
         self._sadb.policies.remove(name)
         self._outbound.forget_policy(name)
-        remote = policy.selector.remote
-        if any(other.selector.remote == remote for other in self._policies.values()):
-            return
-        try:
-            netconfig.delete_route(remote, self._devices.tun.name)
-        except OSError as error:
-            self._counters.failed("route_delete", error)
 
     def _adapt_mtu(self) -> None:
         """Let the kernel know the largest packet that all outbound SAs can carry (WIRE-6)."""
-        path_mtu = self._configure.mtu
-        largest = [
-            outbound.sa.suite.largest_inner(
-                path_mtu - (_UDP_OVERHEAD if outbound.encapsulation is Encapsulation.UDP else _RAW_OVERHEAD)
-            )
-            for outbound in self._sadb.outbound()
-        ]
-        mtu = max(_MIN_MTU, min(largest)) if largest else initial_mtu(path_mtu)
+        largest = [_largest_packet(outbound, self._configure.mtu) for outbound in self._sadb.outbound()]
+        mtu = max(_MIN_MTU, min(largest)) if largest else initial_mtu(self._configure.mtu)
         if mtu == self._mtu:
             return
         try:
@@ -196,3 +203,10 @@ class Plane:
             self._counters.failed("set_mtu", error)
         else:
             self._mtu = mtu
+
+
+def _largest_packet(outbound: Outbound, path_mtu: int) -> int:
+    overhead = _UDP_OVERHEAD if outbound.encapsulation is Encapsulation.UDP else _RAW_OVERHEAD
+    largest = outbound.sa.suite.largest_inner(path_mtu - overhead)
+    # The IP header of transport mode travels outside, as part of the overhead.
+    return largest + MIN_OCTETS if outbound.mode is Mode.TRANSPORT and largest else largest

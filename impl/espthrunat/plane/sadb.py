@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
-from ..esp.policy import PolicyTable, Selectors
+from ..esp.policy import PolicyTable, Selectors, parse_network
 from ..esp.sa import InboundSa, OutboundSa
 from ..esp.suites import SUITES
-from ..messages import AddSa, DeleteSa, Direction, Encapsulation, Path, SaStats
-from ..wire.ip import IpHeader
+from ..messages import AddSa, DeleteSa, Direction, Encapsulation, Mode, Path, SaStats
+from ..wire.ip import IPV4, IpHeader
+from .flows import Flows
 
 Address = tuple[str, int]  # IPv4 address and UDP port, as sockets give them; port 0 for bare ESP
 InboundKey = tuple[int, Address, Address]  # SPI, remote, local
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """After how many octets of inner packets an SA must be replaced, and when it ends; 0 for never."""
+
+    soft: int
+    hard: int
 
 
 @dataclass(eq=False)
@@ -21,7 +35,22 @@ class Inbound:
 
     sa: InboundSa
     path: Path
+    encapsulation: Encapsulation
+    mode: Mode
     selectors: Selectors
+    policy: str
+    limits: Limits
+    rebinding: bool
+    old_path: Path | None = None  # before the peer moved, which the daemon may not know yet
+    told_used: bool = False
+    told_soft: bool = False
+    # Transport mode: the addresses of the host's own packets. They stay when the peer moves, as its connections do.
+    remote_address: bytes = field(init=False)
+    local_address: bytes = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.remote_address = socket.inet_aton(self.path.remote)
+        self.local_address = socket.inet_aton(self.path.local)
 
 
 @dataclass(eq=False)
@@ -31,14 +60,24 @@ class Outbound:
     sa: OutboundSa
     path: Path
     encapsulation: Encapsulation
+    mode: Mode
     selectors: Selectors
     policy: str
+    limits: Limits
+    old_path: Path | None = None
     told_soft: bool = False  # the daemon knows that this SA must be replaced
     remote: Address = field(init=False)
 
     def __post_init__(self) -> None:
-        port = self.path.remote_port if self.encapsulation is Encapsulation.UDP else 0
-        self.remote = (self.path.remote, port)
+        self.remote = self._remote()
+
+    def move(self, path: Path) -> None:
+        """Send to where `path` leads from now on."""
+        self.old_path, self.path = self.path, path
+        self.remote = self._remote()
+
+    def _remote(self) -> Address:
+        return self.path.remote, self.path.remote_port if self.encapsulation is Encapsulation.UDP else 0
 
 
 def _inbound_key(spi: int, path: Path, encapsulation: Encapsulation) -> InboundKey:
@@ -48,13 +87,18 @@ def _inbound_key(spi: int, path: Path, encapsulation: Encapsulation) -> InboundK
 
 
 class SaDatabase:
-    """Inbound SAs by SPI, remote and local end; outbound SAs by policy, the newest first to be used."""
+    """Inbound SAs by SPI, remote and local end; outbound SAs by policy, the newest first to be used.
 
-    def __init__(self) -> None:
+    `clock` gives seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.policies = PolicyTable()
+        self.flows = Flows(self._leads_to, clock)  # of transport mode
         self._inbound: dict[InboundKey, Inbound] = {}
-        self._inbound_spis: dict[int, int] = {}  # how many inbound SAs have the SPI
+        self._by_spi: dict[int, list[Inbound]] = {}
         self._outbound: dict[str, list[Outbound]] = {}  # of a policy, oldest first
+        self._on_path: dict[Path, list[Outbound]] = {}  # those of transport mode, of any policy
 
     def add(self, message: AddSa) -> None:
         """Use an SA from now on. Raises ValueError that names what is wrong with it."""
@@ -62,43 +106,61 @@ class SaDatabase:
         if suite is None:
             raise ValueError(f"unknown ESP suite {message.suite!r}")
         selectors = Selectors.of(message.selector)
+        limits = Limits(message.soft_octets, message.hard_octets)
+        path, encapsulation, mode, policy = message.path, message.encapsulation, message.mode, message.policy
+        for address in (path.remote, path.local):
+            parse_network(address)
         if message.direction is Direction.INBOUND:
-            key = _inbound_key(message.spi, message.path, message.encapsulation)
-            sa = InboundSa(message.spi, suite, message.keymat)
-            if key not in self._inbound:
-                self._inbound_spis[message.spi] = self._inbound_spis.get(message.spi, 0) + 1
-            self._inbound[key] = Inbound(sa, message.path, selectors)
-        else:
-            outbound = Outbound(
-                OutboundSa(message.spi, suite, message.keymat),
-                message.path,
-                message.encapsulation,
-                selectors,
-                message.policy,
+            next_header = IPV4 if mode is Mode.TUNNEL else None
+            sa = InboundSa(message.spi, suite, message.keymat, next_header=next_header)
+            key = _inbound_key(message.spi, path, encapsulation)
+            self._remove_key(key)
+            self._inbound[key] = inbound = Inbound(
+                sa, path, encapsulation, mode, selectors, policy, limits, message.rebinding
             )
-            self._outbound.setdefault(message.policy, []).append(outbound)
+            self._by_spi.setdefault(message.spi, []).append(inbound)
+        else:
+            out = OutboundSa(message.spi, suite, message.keymat)
+            outbound = Outbound(out, path, encapsulation, mode, selectors, policy, limits)
+            self._outbound.setdefault(policy, []).append(outbound)
+            if mode is Mode.TRANSPORT:
+                self._on_path.setdefault(path, []).append(outbound)
 
     def delete(self, message: DeleteSa) -> None:
         """Forget an SA, if it is there. Of a policy's outbound SAs the newest that is left is used."""
         if message.direction is Direction.INBOUND:
-            for encapsulation in Encapsulation:
-                if self._inbound.pop(_inbound_key(message.spi, message.path, encapsulation), None) is None:
-                    continue
-                self._inbound_spis[message.spi] -= 1
-                if not self._inbound_spis[message.spi]:
-                    del self._inbound_spis[message.spi]
+            for inbound in self._by_spi.get(message.spi, ()):
+                if message.path in (inbound.path, inbound.old_path):
+                    self.remove_inbound(inbound)
         else:
             for outbound in list(self.outbound()):
-                if outbound.sa.spi == message.spi and outbound.path == message.path:
+                if outbound.sa.spi == message.spi and message.path in (outbound.path, outbound.old_path):
                     self.remove(outbound)
 
     def remove(self, outbound: Outbound) -> None:
         """Forget an outbound SA, if it is there."""
-        rest = [other for other in self._outbound.get(outbound.policy, ()) if other is not outbound]
-        if rest:
-            self._outbound[outbound.policy] = rest
-        else:
-            self._outbound.pop(outbound.policy, None)
+        _remove(self._outbound, outbound.policy, outbound)
+        _remove(self._on_path, outbound.path, outbound)
+
+    def remove_inbound(self, inbound: Inbound) -> None:
+        """Forget an inbound SA, if it is there."""
+        self._remove_key(_inbound_key(inbound.sa.spi, inbound.path, inbound.encapsulation))
+
+    def move(self, inbound: Inbound, new: Path) -> None:
+        """The peer of `inbound` is at `new` now: it, and the outbound SAs to where it was, have that path."""
+        old = inbound.path
+        self.remove_inbound(inbound)
+        inbound.old_path, inbound.path = old, new
+        self._inbound[_inbound_key(inbound.sa.spi, new, inbound.encapsulation)] = inbound
+        self._by_spi.setdefault(inbound.sa.spi, []).append(inbound)
+        for outbounds in self._outbound.values():
+            for outbound in outbounds:
+                if outbound.path == old:
+                    outbound.move(new)
+        moved = self._on_path.pop(old, [])
+        if moved:
+            self._on_path.setdefault(new, []).extend(moved)
+        self.flows.moved(old, new)
 
     def find_inbound(self, spi: int, remote: Address, local: Address) -> Inbound | None:
         """The SA of an ESP packet that came from `remote` to `local`: an SA does not move with forged outer headers."""
@@ -106,14 +168,28 @@ class SaDatabase:
 
     def knows_inbound_spi(self, spi: int) -> bool:
         """Whether some inbound SA has the SPI, whatever its path."""
-        return spi in self._inbound_spis
+        return spi in self._by_spi
+
+    def rebinding(self, spi: int, local: Address) -> list[Inbound]:
+        """The inbound SAs that an ESP packet from an unexpected remote end could belong to."""
+        return [
+            inbound
+            for inbound in self._by_spi.get(spi, ())
+            if inbound.rebinding
+            and inbound.encapsulation is Encapsulation.UDP
+            and local == (inbound.path.local, inbound.path.local_port)
+        ]
 
     def find_outbound(self, policy: str, header: IpHeader) -> Outbound | None:
         """The newest SA of `policy` that may carry the packet."""
-        for outbound in reversed(self._outbound.get(policy, ())):
-            if outbound.selectors.matches_outbound(header):
-                return outbound
-        return None
+        return _newest(self._outbound.get(policy, ()), header)
+
+    def find_on_path(self, path: Path, header: IpHeader) -> Outbound | None:
+        """The newest SA of transport mode on `path`, of whatever policy, that may carry the packet."""
+        return _newest(self._on_path.get(path, ()), header)
+
+    def _leads_to(self, path: Path) -> bool:
+        return path in self._on_path
 
     def outbound(self) -> Iterator[Outbound]:
         """All outbound SAs."""
@@ -138,3 +214,21 @@ class SaDatabase:
             )
             for direction, half in halves
         ]
+
+    def _remove_key(self, key: InboundKey) -> None:
+        inbound = self._inbound.pop(key, None)
+        if inbound is not None:
+            _remove(self._by_spi, inbound.sa.spi, inbound)
+
+
+def _newest(outbounds: Sequence[Outbound], header: IpHeader) -> Outbound | None:
+    return next((outbound for outbound in reversed(outbounds) if outbound.selectors.matches_outbound(header)), None)
+
+
+def _remove(lists: dict[K, list[V]], key: K, value: V) -> None:
+    """Take `value` out of the list at `key`, if it is there; no list stays empty."""
+    rest = [other for other in lists.get(key, ()) if other is not value]
+    if rest:
+        lists[key] = rest
+    else:
+        lists.pop(key, None)

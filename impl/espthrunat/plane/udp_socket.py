@@ -27,15 +27,17 @@ def enlarge_buffers(sock: socket.socket) -> None:
 class UdpSocket:
     """Bound to one address and port, connected to nobody: a connected socket would hand us other people's errors.
 
-    Checksums are on, as the keepalives need them (the draft, 4.3). Raises OSError if the port cannot be had.
+    Checksums are on, as the keepalives need them (the draft, 4.3). What is sent carries `mark` (SO_MARK of socket(7)).
+    Raises OSError if the port cannot be had or the mark is forbidden.
     """
 
-    def __init__(self, address: str, port: int, counters: Counters) -> None:
+    def __init__(self, address: str, port: int, counters: Counters, mark: int = 0) -> None:
         self.local: Address = (address, port)
         self._counters = counters
         socket.inet_pton(socket.AF_INET, address)  # a name would be resolved, and then compare equal to no path
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         try:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
             enlarge_buffers(self._socket)
             self._socket.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_WANT)
             self._socket.bind((address, port))

@@ -65,8 +65,8 @@ def parse_ipv4(packet: bytes) -> IpHeader | None:
         protocol,
         source_port,
         destination_port,
-        bool(fragment & _DONT_FRAGMENT),
-        bool(fragment & _FRAGMENT),
+        fragment & _DONT_FRAGMENT != 0,
+        fragment & _FRAGMENT != 0,
     )
 
 

@@ -11,6 +11,7 @@ from .errors import ParseError
 
 _PROPOSAL = 2
 _TRANSFORM = 3
+MAX_TRANSFORMS = 256  # of one SA payload: each is compared with every suite of every connection
 
 
 class Protocol(IntEnum):
@@ -118,7 +119,7 @@ def encode_proposals(proposals: Sequence[Proposal]) -> bytes:
 def parse_proposals(data: bytes, offset: int) -> tuple[Proposal, ...]:
     """Read a run of proposals that fills `data`; `offset` is where it starts in the message, for errors."""
     proposals = []
-    position, more = 0, True
+    position, more, left = 0, True, MAX_TRANSFORMS
     while more:
         if len(data) - position < 8:
             raise ParseError("proposal", offset + position, f"{len(data) - position} octets left, 8 needed")
@@ -129,6 +130,9 @@ def parse_proposals(data: bytes, offset: int) -> tuple[Proposal, ...]:
             raise ParseError("proposal", offset + position + 1, f"reserved octet is {reserved}")
         if length < 8 + spi_size or position + length > len(data):
             raise ParseError("proposal", offset + position + 2, f"length {length} does not fit")
+        left -= count
+        if left < 0:
+            raise ParseError("proposal", offset + position + 7, f"more than {MAX_TRANSFORMS} transforms in all")
         spi = data[position + 8 : position + 8 + spi_size]
         start = position + 8 + spi_size
         transforms = _parse_transforms(data[start : position + length], offset + start)

@@ -1,0 +1,345 @@
+"""Does a rekey cost packets: numbered UDP streams both ways through every tunnel while its SAs are replaced.
+
+Receivers listen before their senders begin. The sender of a reply stream answers to where the client's stream came
+from, which in transport mode is the only way back through a NAT.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import msgspec
+
+from natbed.checks import PATTERN, CheckResult, Verdict
+from natbed.node_like import NodeLike
+from natbed.stacks.base import Daemon, StackError, TunnelStatus
+
+from .flows import End, FlowError, LabError
+
+RATE = 500  # datagrams a second and stream
+WINDOW = 16  # places by which a datagram may come later than one sent after it
+_LEAD = 100  # datagrams of each stream that must have arrived before the first rekey, and come after the last
+_ARRIVAL_SECONDS = 5.0  # for those, and for an end's status to show its new SAs
+_REKEY_SECONDS = 15.0
+_QUIET_SECONDS = 0.5  # after which what has not arrived is lost
+_POLL = 0.005  # seconds between looks at a status, which says nothing unasked
+_BUFFER = 4 << 20  # octets: what this process is slow to read is not the implementation's loss
+_SO_RCVBUFFORCE = 33
+_FOREIGN = 1 << 62  # the number of what no sender of the stream has sent
+_HEADER = struct.Struct("!IQ")  # stream, number
+
+
+@dataclass(frozen=True, slots=True)
+class RekeyTarget:
+    """A tunnel to rekey: its ends, the addresses that its traffic carries, and the implementation on both ends."""
+
+    name: str
+    client: NodeLike
+    server: NodeLike
+    client_address: str
+    server_address: str
+    initiator: Daemon
+    responder: Daemon
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One rekey: which end is told to, and whether phase 1 is replaced too."""
+
+    side: str  # initiator, responder
+    phase1: bool
+
+    def __str__(self) -> str:
+        return f"{'phase 1' if self.phase1 else 'Quick Mode'} by the {self.side}"
+
+
+def steps(side: str) -> list[Step]:
+    """Of `side` initiator, responder or both: Quick Mode by each, then phase 1 by each."""
+    sides = ["initiator", "responder"] if side == "both" else [side]
+    return [Step(one, phase1) for phase1 in (False, True) for one in sides]
+
+
+class Reception(msgspec.Struct, frozen=True, kw_only=True):
+    """How one stream fared; `late_by` is the largest number of places that a datagram came late, gaps milliseconds."""
+
+    stream: str
+    sent: int
+    received: int
+    lost: int
+    doubled: int
+    foreign: int
+    late_by: int
+    longest_gap: float
+    first_lost: list[int] = []
+
+    @property
+    def problem(self) -> str:
+        """What is wrong with it, or nothing."""
+        if self.lost:
+            return f"{self.lost} of {self.sent} datagrams were lost, the first number {self.first_lost[0]}"
+        if self.doubled or self.foreign:
+            return f"{self.doubled} of {self.sent} datagrams came twice, {self.foreign} were never sent"
+        if self.late_by > WINDOW:
+            return f"a datagram came {self.late_by} places late"
+        return ""
+
+
+def judge_stream(stream: str, sent: int, arrivals: Sequence[tuple[int, float]]) -> Reception:
+    """Compare what arrived (number, seconds), in its order, with the numbers 0 to `sent` - 1."""
+    seen: set[int] = set()
+    doubled = late_by = 0
+    newest = -1
+    for number, _ in arrivals:
+        doubled += number in seen
+        seen.add(number)
+        newest = max(newest, number)
+        late_by = max(late_by, newest - number)
+    lost = [number for number in range(sent) if number not in seen]
+    times = [when for _, when in arrivals]
+    gaps = [after - before for before, after in itertools.pairwise(times)]
+    return Reception(
+        stream=stream,
+        sent=sent,
+        received=len(arrivals),
+        lost=len(lost),
+        doubled=doubled,
+        foreign=len([number for number in seen if number >= sent]),
+        late_by=late_by,
+        longest_gap=round(max(gaps, default=0.0) * 1000, 2),
+        first_lost=lost[:10],
+    )
+
+
+class _Stream:
+    """A paced sender and a receiver, each a thread."""
+
+    def __init__(
+        self, number: int, name: str, sender: socket.socket, receiver: socket.socket, to: tuple[str, int] | None
+    ) -> None:
+        self.name = name
+        self.sent = 0
+        self.arrivals: list[tuple[int, float]] = []
+        self.source: tuple[str, int] | None = None  # where the first datagram came from
+        self.problem = ""
+        self._number = number
+        self._sender = sender
+        self._receiver = receiver
+        self._to = to
+        self._stop = threading.Event()
+        self._closing = threading.Event()
+        self._reading = threading.Thread(target=self._receive, name=f"{name} receiver")
+        self._sending = threading.Thread(target=self._send, name=f"{name} sender")
+
+    def listen(self) -> None:
+        self._receiver.settimeout(_QUIET_SECONDS)
+        self._reading.start()
+
+    def begin(self, to: tuple[str, int] | None = None) -> None:
+        self._to = to or self._to
+        self._sending.start()
+
+    def finish(self) -> None:
+        """Stop sending, and receive until nothing more comes."""
+        self._stop.set()
+        if self._sending.ident is not None:
+            self._sending.join()
+        self._closing.set()
+        if self._reading.ident is not None:
+            self._reading.join()
+
+    def await_arrivals(self, more: int) -> None:
+        """Wait until so many further datagrams have arrived. Raises `FlowError`."""
+        goal = len(self.arrivals) + more
+        until = time.monotonic() + _ARRIVAL_SECONDS
+        while len(self.arrivals) < goal:
+            if self.problem or time.monotonic() > until:
+                missing = goal - len(self.arrivals)
+                seen = self.problem or f"{missing} of {more} datagrams did not come within {_ARRIVAL_SECONDS:g} s"
+                raise FlowError(f"{self.name}: {seen}")
+            time.sleep(_POLL)
+
+    def _send(self) -> None:
+        begin = time.monotonic()
+        while not self._stop.wait(max(begin + self.sent / RATE - time.monotonic(), 0)):
+            try:
+                self._sender.sendto(PATTERN + _HEADER.pack(self._number, self.sent), self._to or ("", 0))
+            except OSError as error:
+                self.problem = f"datagram {self.sent} could not be sent: {error}"
+                return
+            self.sent += 1
+
+    def _receive(self) -> None:
+        while True:
+            try:
+                data, source = self._receiver.recvfrom(2048)
+            except TimeoutError:
+                if self._closing.is_set():
+                    return
+                continue
+            except OSError as error:
+                self.problem = f"could not be received: {error}"
+                return
+            now = time.monotonic()
+            self.source = self.source or source
+            own = len(data) == len(PATTERN) + _HEADER.size and data.startswith(PATTERN)
+            stream, number = _HEADER.unpack_from(data, len(PATTERN)) if own else (-1, 0)
+            self.arrivals.append((number if stream == self._number else _FOREIGN, now))
+
+
+@dataclass
+class _Rekeys:
+    """What the rekeys of one tunnel did."""
+
+    name: str
+    done: list[dict[str, object]] = field(default_factory=list)
+    spis: list[str] = field(default_factory=list)  # of all new SAs
+    problem: str = ""
+
+
+def check_rekey(
+    targets: Sequence[RekeyTarget],
+    planned: Sequence[Step],
+    *,
+    one_flow: bool,
+    name: str = "rekey",
+) -> CheckResult:
+    """Rekey all tunnels at once, step by step, under traffic of `RATE` datagrams a second in each direction.
+
+    With `one_flow` the server's stream answers on the client's own flow (transport mode); else both are independent.
+    FAILED for any datagram lost, doubled or late beyond `WINDOW`, a rekey that is refused, and SAs that did not change.
+    """
+    if not targets or not planned:
+        return CheckResult(name=name, verdict=Verdict.LAB_BROKEN, reason="there is nothing to rekey")
+    streams: list[_Stream] = []
+    rekeys = [_Rekeys(target.name) for target in targets]
+    problem = ""
+    with contextlib.ExitStack() as stack:
+        try:
+            streams += _open(stack, targets, one_flow=one_flow)
+        except (OSError, LabError) as error:
+            return CheckResult(name=name, verdict=Verdict.LAB_BROKEN, reason=str(error))
+        for stream in streams:
+            stack.callback(stream.finish)
+        try:
+            _begin(streams, one_flow=one_flow)
+            with ThreadPoolExecutor(len(targets), thread_name_prefix=name) as pool:
+                list(pool.map(_rekey, targets, rekeys, itertools.repeat(planned)))
+            for stream in streams:
+                stream.await_arrivals(_LEAD)
+        except FlowError as error:
+            problem = str(error)
+        for stream in streams:
+            stream.finish()
+    return _conclude(name, streams, rekeys, problem)
+
+
+def _open(stack: contextlib.ExitStack, targets: Sequence[RekeyTarget], *, one_flow: bool) -> list[_Stream]:
+    """Two streams for each target, to the server and back."""
+    streams: list[_Stream] = []
+    for target in targets:
+        client, server = End(target.client, target.client_address), End(target.server, target.server_address)
+        near, far = (stack.enter_context(_socket(end)) for end in (client, server))
+        back, forth = (far, near) if one_flow else (stack.enter_context(_socket(end)) for end in (server, client))
+        there, home = f"{target.name} to the server", f"{target.name} to the client"
+        streams.append(_Stream(len(streams), there, near, far, far.getsockname()))
+        streams.append(_Stream(len(streams), home, back, forth, None if one_flow else forth.getsockname()))
+    return streams
+
+
+def _socket(end: End) -> socket.socket:
+    made = end.open(socket.SOCK_DGRAM)
+    with contextlib.suppress(PermissionError):
+        made.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
+    return made
+
+
+def _begin(streams: Sequence[_Stream], *, one_flow: bool) -> None:
+    for stream in streams:
+        stream.listen()
+    for there, back in zip(streams[::2], streams[1::2], strict=True):
+        there.begin()
+        if one_flow:
+            there.await_arrivals(1)
+        back.begin(there.source if one_flow else None)
+    for stream in streams:
+        stream.await_arrivals(_LEAD)
+
+
+def _rekey(target: RekeyTarget, rekeys: _Rekeys, planned: Sequence[Step]) -> None:
+    for step in planned:
+        daemon = target.initiator if step.side == "initiator" else target.responder
+        try:
+            before = _pairs(target)
+            seconds = daemon.rekey(target.name, step.phase1, _REKEY_SECONDS)
+            after = _await(lambda before=before: _replaced(target, before))  # type: ignore[misc]
+        except (StackError, FlowError) as error:
+            rekeys.problem = f"{target.name}: {step}: {error}"
+            return
+        spis = sorted({spi for one in after for spi in (one.inbound_spi, one.outbound_spi)})
+        rekeys.done.append({"step": str(step), "milliseconds": round(seconds * 1000, 1), "spis": spis})
+        rekeys.spis += spis
+
+
+def _pairs(target: RekeyTarget) -> list[TunnelStatus]:
+    """The tunnel as its two ends describe it, where they have it."""
+    ends = (target.initiator, target.responder)
+    return [status for daemon in ends for status in daemon.status() if status.name == target.name]
+
+
+def _replaced(target: RekeyTarget, before: Sequence[TunnelStatus]) -> tuple[list[TunnelStatus], str]:
+    """The new pair at both ends, or why it is not there yet."""
+    old = {spi for one in before for spi in (one.inbound_spi, one.outbound_spi)}
+    new = [one for one in _pairs(target) if one.inbound_spi not in old and one.outbound_spi not in old]
+    if len(new) == 2 and (new[0].inbound_spi, new[0].outbound_spi) == (new[1].outbound_spi, new[1].inbound_spi):
+        return new, ""
+    listed = ", ".join(f"{one.inbound_spi}/{one.outbound_spi}" for one in new) or "none"
+    return [], f"the two ends do not share one new SA pair; new ones are {listed}"
+
+
+def _await(look: Callable[[], tuple[list[TunnelStatus], str]]) -> list[TunnelStatus]:
+    until = time.monotonic() + _ARRIVAL_SECONDS
+    while True:
+        found, missing = look()
+        if found:
+            return found
+        if time.monotonic() > until:
+            raise FlowError(missing)
+        time.sleep(_POLL)
+
+
+def _conclude(name: str, streams: Sequence[_Stream], rekeys: Sequence[_Rekeys], problem: str) -> CheckResult:
+    receptions = [judge_stream(stream.name, stream.sent, stream.arrivals) for stream in streams]
+    details = {
+        "streams": msgspec.to_builtins(receptions),
+        "rekeys": {one.name: one.done for one in rekeys},
+        "spis": [spi for one in rekeys for spi in one.spis],
+    }
+    problems = [one.problem for one in rekeys if one.problem]
+    problems += [f"{one.stream}: {one.problem}" for one in receptions if one.problem]
+    problems += [problem] * bool(problem) + [f"{one.name}: {one.problem}" for one in streams if one.problem]
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        return CheckResult(name=name, verdict=Verdict.FAILED, reason=problems[0] + more, details=details)
+    sent = sum(one.sent for one in receptions)
+    gap = max(one.longest_gap for one in receptions)
+    count = sum(len(one.done) for one in rekeys)
+    reason = f"{count} rekeys, {sent} datagrams, none lost or doubled; longest gap {gap:.0f} ms"
+    return CheckResult(name=name, verdict=Verdict.PASSED, reason=reason, details=details)
+
+
+def confirm_on_the_wire(result: CheckResult, spis: Collection[str]) -> CheckResult:
+    """Fail a passed result whose new SAs were not all seen in the captures, which showed these SPIs."""
+    seen = {int(spi, 0) for spi in spis}
+    missing = [spi for spi in result.details.get("spis", []) if int(spi, 0) not in seen]
+    if not result.passed or not missing:
+        return result
+    reason = f"no packet of the new SA {missing[0]} was on the wire"
+    return msgspec.structs.replace(result, verdict=Verdict.FAILED, reason=reason)
