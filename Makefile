@@ -8,6 +8,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 COMMANDS := iptables ip iperf3 tcpdump tshark conntrack ping ethtool setpriv
 PACKAGES := iptables iproute2 iperf3 tcpdump tshark conntrack iputils-ping ethtool util-linux python3-venv
+WITNESSES := ike-scan # other people's programs that some tests ask; they are skipped where these are missing
 
 .PHONY: help
 help: ## what can be made
@@ -18,12 +19,12 @@ demo: setup ## scenario A end to end: verdict, figures, and where the evidence l
 	@$(BIN)/natbed run A
 
 .PHONY: test
-test: setup lint ## all checks and tests
+test: setup witnesses lint ## all checks and tests
 	@$(BIN)/pytest -n auto
 
 # The table is shown even where a test failed; a failure of either counts.
 .PHONY: conformance
-conformance: setup ## every requirement of the draft with its tests and their results
+conformance: setup witnesses ## every requirement of the draft with its tests and their results
 	@code=0; $(BIN)/pytest -m draft -n auto || code=$$?; \
 	$(BIN)/natbed conformance --markdown results/conformance.md || { verdict=$$?; [ $$code != 0 ] || code=$$verdict; }; \
 	exit $$code
@@ -50,6 +51,15 @@ system:
 	    [ "$$(id -u)" = 0 ] || { echo "run as root once, to install them: sudo make setup"; exit 1; }; \
 	    export DEBIAN_FRONTEND=noninteractive; \
 	    apt-get update -qq; apt-get install -y -qq --no-install-recommends $(PACKAGES) >/dev/null; \
+	fi
+
+.PHONY: witnesses
+witnesses:
+	@missing=; for command in $(WITNESSES); do command -v $$command >/dev/null || missing="$$missing $$command"; done; \
+	if [ -n "$$missing" ]; then \
+	    export DEBIAN_FRONTEND=noninteractive; \
+	    { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing; } >/dev/null 2>&1 \
+	    || echo "missing:$$missing; the tests that need them are skipped"; \
 	fi
 
 .venv/.installed: pyproject.toml harness/constraints.txt
