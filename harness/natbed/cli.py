@@ -51,7 +51,7 @@ def run(
     mode: Mode = "tunnel",
     exchange: Exchange = "main",
     auth: Authentication = "psk",
-    rekey: Annotated[str, typer.Option(help="who rekeys under traffic: initiator, responder, both or none")] = "none",
+    rekey: Annotated[str, typer.Option(help="who rekeys under traffic: initiator, responder, both or none")] = "both",
     seconds: Annotated[int, typer.Option(min=0, max=600, help="length of each iperf3 measurement; 0: none")] = 2,
     results: Results = None,
 ) -> None:
