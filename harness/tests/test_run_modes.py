@@ -20,7 +20,9 @@ pytestmark = pytest.mark.usefixtures("isolated")
 
 VARIETIES = [
     pytest.param(Protection(), 2, id="tunnel main-psk"),
+    pytest.param(Protection(authentication="rsa"), 1, id="tunnel main-rsa"),
     pytest.param(Protection(exchange="aggressive"), 1, id="tunnel aggressive-psk"),
+    pytest.param(Protection(mode="transport"), 1, id="transport main-psk"),
     pytest.param(Protection(authentication="rsa", mode="transport"), 1, id="transport main-rsa"),
     pytest.param(Protection(mode="transport", exchange="aggressive"), 2, id="transport aggressive-psk"),
 ]

@@ -189,6 +189,9 @@ def test_replayed_esp_moves_nothing(spi: int, source: tuple[str, int]) -> None:
         parts.arrive(never_seen, source)
     assert len(parts.kernel) == taken
     assert parts.paths == before
+    if spi != BARE:
+        parts.arrive(never_seen)
+        assert len(parts.kernel) == taken + 1, "what came late by the right path was not used up by who showed it early"
 
 
 @fuzz(300)
