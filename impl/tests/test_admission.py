@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from ike_world import CLIENT, INITIATOR, RESPONDER, SERVER, RepeatableEntropy, World
 
-from espthrunat.ike import events
+from espthrunat.ike import distinguished_name, events, ike_offers, phase1_responder
 from espthrunat.ike.admission import Admission, Limits
 from espthrunat.ike.endpoint import Endpoint
-from espthrunat.ike.policy import Exchange
+from espthrunat.ike.policy import Exchange, IkeSuite
 from espthrunat.messages import Path
 
 
@@ -105,3 +106,31 @@ def test_refusals_have_a_kind_of_their_own_for_the_log() -> None:
         if isinstance(event, events.DatagramRefused):
             kinds.add(event.kind)
     assert kinds == {"too many"}
+
+
+def test_many_connections_that_want_the_same_cost_no_more_than_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stranger may offer hundreds of transforms; what one look shows must not be looked for a thousand times."""
+    looks = []
+
+    def look(*arguments: Any) -> Any:
+        looks.append(arguments)
+        return ike_offers.choose_ike(*arguments)
+
+    monkeypatch.setattr(phase1_responder, "choose_ike", look)
+    wrong = replace(RESPONDER, ike_suites=(IkeSuite.from_name("aes256-sha512-modp4096"),))
+    server = Endpoint((SERVER, 500), [replace(wrong, name=f"client{n}") for n in range(1000)], RepeatableEntropy(2))
+    assert flood(server, 1, "198.51.100.66", 0.0) == 1
+    assert not server.ike_sas()
+    assert 1 <= len(looks) <= 3
+
+
+@pytest.mark.parametrize("octets", [distinguished_name.MAX_OCTETS + 1, 65_000])
+def test_endless_names_are_refused_unread(octets: int) -> None:
+    with pytest.raises(ValueError, match="more than 2048 octets"):
+        distinguished_name.decode(b"\x30" * octets)
+    endless = bytes((0x06, 0x82, 0x03, 0xE8)) + b"\x81" * 999 + b"\x01"
+    pair = endless + b"\x0c\x01x"
+    for tag in (0x30, 0x31, 0x30):
+        pair = bytes((tag, 0x82)) + len(pair).to_bytes(2, "big") + pair
+    with pytest.raises(ValueError, match="attribute type of more than 64 octets"):
+        distinguished_name.decode(pair)

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cryptography.x509 import Name
 
+MAX_OCTETS = 2048  # of a peer's name, before it has proven anything
+_MAX_OID_OCTETS = 64
+
 _SEQUENCE, _SET, _OID = 0x30, 0x31, 0x06
 _STRINGS = {0x0C: "utf-8", 0x13: "ascii", 0x14: "latin-1", 0x16: "ascii", 0x1E: "utf-16-be"}
 _MORE_TYPES = {"emailAddress": "1.2.840.113549.1.9.1", "serialNumber": "2.5.4.5"}  # beyond those of RFC 4514, 3
@@ -40,6 +43,8 @@ def decode(der: bytes) -> str:
     """RFC 4514 text of a name's DER, which anyone may have sent. Raises ValueError for anything else."""
     from cryptography import x509  # late: takes 70 ms
 
+    if len(der) > MAX_OCTETS:
+        raise ValueError(f"a distinguished name of more than {MAX_OCTETS} octets")
     relative = []
     for part in _children(_whole(der, _SEQUENCE), _SET):
         attributes = []
@@ -48,6 +53,8 @@ def decode(der: bytes) -> str:
             kind, value, end = _element(rest)
             if tag != _OID or kind not in _STRINGS or end:
                 raise ValueError("an attribute of a distinguished name is no type and string")
+            if len(oid) > _MAX_OID_OCTETS:
+                raise ValueError(f"an attribute type of more than {_MAX_OID_OCTETS} octets")
             text = value.decode(_STRINGS[kind])
             if not text.isprintable():
                 raise ValueError("a distinguished name with characters that cannot be printed")

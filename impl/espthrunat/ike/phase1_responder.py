@@ -120,7 +120,11 @@ class Responder(ABC):
     def _choose(
         self, possible: Sequence[Connection], offered: SecurityAssociation, header: Header, path: Path, now: float
     ) -> tuple[tuple[Connection, ...], SecurityAssociation, IkeSa]:
+        # A stranger may offer hundreds of transforms, and connections are many but mostly want the same.
+        distinct: dict[object, Connection] = {}
         for connection in possible:
+            distinct.setdefault((connection.ike_suites, connection.authentication), connection)
+        for connection in distinct.values():
             chosen = choose_ike(offered, connection.ike_suites, connection.authentication)
             if chosen is None:
                 continue
@@ -130,7 +134,7 @@ class Responder(ABC):
             method = connection.authentication
             return tuple(c for c in possible if suite in c.ike_suites and c.authentication == method), answer, sa
         reason = "it offers no IKE suite that is allowed here"
-        if any(choose_ike(offered, c.ike_suites, method) for c in possible for method in Authentication):
+        if any(choose_ike(offered, c.ike_suites, method) for c in distinct.values() for method in Authentication):
             allowed = " or ".join(sorted({c.authentication for c in possible}))
             reason = f"it offers no authentication method that is allowed here ({allowed})"
         self._refuse(header, path, reason)
