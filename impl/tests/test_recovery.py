@@ -271,6 +271,18 @@ def test_who_asks_again_meanwhile_gets_no_second_exchange() -> None:
     assert len(fleet.server.said(events.IkeSaEstablished)) == 1
 
 
+def test_the_responders_traffic_leaves_quick_mode_to_who_began_phase_1() -> None:
+    fleet = Fleet()
+    fleet.clients[0].endpoint.initiate("server0", fleet.now)
+    fleet.flush(fleet.clients[0])
+    while not fleet.server.said(events.IkeSaEstablished):
+        fleet.run(0.005)
+    fleet.server.endpoint.acquire("client0", fleet.now)
+    fleet.flush(fleet.server)
+    fleet.run(5.0)
+    assert len(fleet.server.endpoint.children()) == 1
+
+
 def test_traffic_brings_nothing_up_where_the_configuration_says_no() -> None:
     fleet = Fleet(change=lambda c: replace(c, acquire=False))
     fleet.clients[0].endpoint.acquire("server0", fleet.now)

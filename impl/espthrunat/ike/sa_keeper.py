@@ -22,6 +22,7 @@ from .relation import needs_keepalives, serves, siblings
 from .renewal import Renewal
 from .sa_table import Pair, PairTable, Phase1, Phase1Table
 
+PEERS_TURN = 1.0  # seconds in which who began a phase 1 will begin its Quick Mode too
 MAX_REMEMBERED = 10_000  # peers whose SAs have ended and whom we could still reach through their NAT
 
 
@@ -71,7 +72,8 @@ class SaKeeper:
         for exchange in reversed(list(self.phase1)):
             sa = exchange.sa
             if sa.established and sa.path.remote == (address or sa.path.remote) and serves(sa, connection):
-                if not self.launcher.brings(connection.name):
+                fresh = not sa.initiator and now - self.phase1.since(exchange) < PEERS_TURN
+                if not fresh and not self.launcher.brings(connection.name):
                     self.launcher.begin_quick(sa, Want(connection), now)
                 return True
         for (name, identity), path in reversed(self._remembered.items()):

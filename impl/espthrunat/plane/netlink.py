@@ -35,7 +35,8 @@ class Rule:
     """A rule of ip-rule(8): what it matches, and the table to look in then, or the priority to go on at.
 
     Networks are texts and "" for any; 0 is any protocol, port or mark; a port is a range, both ends in it. Without
-    `goto`, and with `nop`, the rule is only a place to go to; with `refuse` it ends the search. `table` tells rules of several devices apart in any case.
+    `goto`, and with `nop`, the rule is only a place to go to; with `refuse` it ends the search. `table` tells rules of
+    several devices apart in any case.
     """
 
     priority: int
