@@ -15,16 +15,20 @@ help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
 .PHONY: demo
-demo: setup ## scenario A end to end: verdict, figures, and where the evidence lies
+demo: setup device ## scenario A end to end: verdict, figures, and where the evidence lies
 	@$(BIN)/natbed run A
 
 .PHONY: test
-test: setup witnesses lint ## all checks and tests
+test: setup device witnesses lint ## all checks and tests
 	@$(BIN)/pytest -n auto
+
+.PHONY: matrix
+matrix: setup device ## scenarios in every pair of their variations; natbed matrix --help has more
+	@$(BIN)/natbed matrix -n auto
 
 # The table is shown even where a test failed; a failure of either counts.
 .PHONY: conformance
-conformance: setup witnesses ## every requirement of the draft with its tests and their results
+conformance: setup device witnesses ## every requirement of the draft with its tests and their results
 	@code=0; $(BIN)/pytest -m draft -n auto || code=$$?; \
 	$(BIN)/natbed conformance --markdown results/conformance.md || { verdict=$$?; [ $$code != 0 ] || code=$$verdict; }; \
 	exit $$code
@@ -39,6 +43,12 @@ lint: setup
 setup: system .venv/.installed ## system packages and the virtual environment
 	@$(BIN)/python -m compileall -q harness impl topologies
 
+# Users other than root need the mode that most distributions give it; to open it grants nothing by itself.
+.PHONY: device
+device:
+	@[ -r /dev/net/tun -a -w /dev/net/tun ] || { \
+	    echo "$$(id -un 2>/dev/null || id -u) may not open /dev/net/tun: run as root, or once: sudo chmod 0666 /dev/net/tun"; exit 1; }
+
 # Tried by name, so that a machine that has the programs from elsewhere needs no package manager.
 .PHONY: system
 system:
@@ -48,7 +58,7 @@ system:
 	if [ -n "$$missing" ]; then \
 	    echo "missing:$$missing"; \
 	    command -v apt-get >/dev/null || { echo "install these programs, then run make again"; exit 1; }; \
-	    [ "$$(id -u)" = 0 ] || { echo "run as root once, to install them: sudo make setup"; exit 1; }; \
+	    [ "$$(id -u)" = 0 ] || { echo "run as root once, to install them: sudo make system"; exit 1; }; \
 	    export DEBIAN_FRONTEND=noninteractive; \
 	    apt-get update -qq; apt-get install -y -qq --no-install-recommends $(PACKAGES) >/dev/null; \
 	fi

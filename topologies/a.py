@@ -18,6 +18,7 @@ class ClientsBehindOneNat(Scenario):
 
     letter = "A"
     title = "clients behind one NAT"
+    nats = ("masquerade", "one-to-one")
 
     def build(self, clients: int = 2, nat: NatProfile = presets.MASQUERADE) -> None:
         """`clients` hosts on the home LAN; `nat` is what their router does."""

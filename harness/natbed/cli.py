@@ -1,4 +1,4 @@
-"""`natbed run | shell | doctor | conformance`."""
+"""`natbed run | shell | matrix | doctor | conformance`."""
 
 from __future__ import annotations
 
@@ -105,6 +105,90 @@ def shell(
         _fail(str(error), USAGE)
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
+
+
+@app.command()
+def matrix(
+    cell: Annotated[list[str] | None, typer.Argument(metavar="[CELL]...", help="cells by their ids")] = None,
+    smoke: Annotated[bool, typer.Option("--smoke", help="every scenario in every mode once, no throughput")] = False,
+    full: Annotated[bool, typer.Option("--full", help="every cell; else every pair of two axes' values")] = False,
+    expression: Annotated[str, typer.Option("-k", metavar="EXPR", help="of these, those: 'E and transport'")] = "",
+    last_failed: Annotated[bool, typer.Option("--last-failed", help="those that did not pass the last time")] = False,
+    repeat: Annotated[int, typer.Option(min=1, help="run each so many times; shows their pass rates")] = 1,
+    workers: Annotated[str, typer.Option("-n", metavar="N", help="so many at once, or auto: one a core")] = "",
+    seconds: Annotated[
+        int | None, typer.Option(min=0, max=600, help="length of each iperf3 measurement; default: 1, of --smoke 0")
+    ] = None,
+    junit: Annotated[pathlib.Path | None, typer.Option(metavar="FILE", help="write JUnit XML to FILE too")] = None,
+    shell_on_failure: Annotated[
+        bool, typer.Option("--shell-on-failure", help="open the shell on the lab of a cell that fails; not with -n")
+    ] = False,
+    show: Annotated[bool, typer.Option("--list", help="run nothing, list the cells")] = False,
+    left_out: Annotated[bool, typer.Option("--left-out", help="with --list: what is left out, and why")] = False,
+    topologies: Annotated[
+        pathlib.Path | None, typer.Option(metavar="FOLDER", help="the scenarios' folder; default: natbed's own")
+    ] = None,
+    results: Results = None,
+) -> None:
+    """Run scenarios in all their variations: mode, suite, phase 1, clients, NAT, rekey.
+
+    Exit code 0: all passed, 1: a cell failed, 2: the command makes no sense, 3: none failed, but a lab was broken or a
+    cell was not run, 130: interrupted.
+    """
+    from rich.console import Console
+
+    from .matrix import Extent, Matrix, MatrixError, scenarios_in
+    from .matrix_run import Request, run_matrix, show_cells
+    from .matrix_select import Choice
+    from .results import report
+    from .results.store import StoreError, default_folder
+    from .scenario import topologies_directory
+
+    ids, where = tuple(cell or ()), results or default_folder()
+    _together({"--smoke": smoke, "--full": full, "--last-failed": last_failed, "CELL": bool(ids)})
+    if left_out and not show:
+        _fail("--left-out is for --list", USAGE)
+    if workers not in ("", "auto") and not (workers.isdecimal() and int(workers)):
+        raise typer.BadParameter(f"{workers!r}; a number of workers, or auto", param_hint="-n")
+    if shell_on_failure and workers:
+        _fail("--shell-on-failure and -n: several cells cannot share one terminal", USAGE)
+    console = Console(soft_wrap=True, highlight=False)
+    try:
+        folder = topologies or topologies_directory()
+        cells = Matrix(scenarios_in(folder))
+        if last_failed:
+            ids = _last_failed(report.last_failed(where), {one.id for one in cells.cells})
+        extent = Extent.SMOKE if smoke else Extent.FULL if full else Extent.DEFAULT
+        choice = Choice(extent, ids, expression)
+        if show:
+            show_cells(cells, choice, console, left_out=left_out)
+            raise typer.Exit(PASSED)
+        length = seconds if seconds is not None else 0 if smoke else 1
+        request = Request(choice, repeat, workers, length, where, junit, shell_on_failure, folder)
+        code = run_matrix(cells, request, console)
+    except (MatrixError, StoreError) as error:
+        _fail(str(error), USAGE)
+    except KeyboardInterrupt:
+        typer.echo("natbed: interrupted; everything is taken down", err=True)
+        code = INTERRUPTED
+    raise typer.Exit(code)
+
+
+def _together(given: dict[str, bool]) -> None:
+    named = [name for name, value in given.items() if value]
+    if len(named) > 1:
+        _fail(f"{' and '.join(named)}: one of them", USAGE)
+
+
+def _last_failed(failed: list[str] | None, known: set[str]) -> tuple[str, ...]:
+    """The cells to run again: those that there are still. Ends the command where there are none."""
+    if failed is None:
+        _fail("no matrix has been run yet", USAGE)
+    ids = tuple(name for name in failed if name in known)
+    if not ids:
+        typer.echo("no cell failed the last time")
+        raise typer.Exit(PASSED)
+    return ids
 
 
 @app.command()

@@ -156,7 +156,7 @@ class ConntrackEvents:
         """Octets that wait in the program's netlink socket, which has joined conntrack's multicast groups."""
         try:
             held = {entry.readlink().name for entry in Path(f"/proc/{self._process.pid}/fd").iterdir()}
-        except FileNotFoundError:  # it has ended, or closes a file just now
+        except (FileNotFoundError, PermissionError):  # it closes a file just now, or has ended: that is root's to read
             return None
         for line in Path("/proc/thread-self/net/netlink").read_text().splitlines()[1:]:
             columns = line.split()

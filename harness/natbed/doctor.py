@@ -1,7 +1,8 @@
 """What this machine has and lacks for natbed, found by trying each thing, never by version numbers.
 
 Every probe runs in a thread of its own with private network, mount and UTS namespaces, `/run` a fresh tmpfs: what a
-probe makes vanishes with its thread. Probes run side by side and each has a deadline.
+probe makes vanishes with its thread. Probes run side by side and each has a deadline. A user other than root becomes
+root of a user namespace before, as for a lab.
 """
 
 from __future__ import annotations
@@ -24,7 +25,17 @@ import msgspec
 
 from natbed.capture import Capture, Frame, WiresharkProfile, read_pcap, write_pcap
 from natbed.conntrack import ConntrackEvents, udp_mappings
-from natbed.isolation import CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWUTS, MS_PRIVATE, MS_REC, unshare
+from natbed.isolation import (
+    CLONE_NEWNET,
+    CLONE_NEWNS,
+    CLONE_NEWUTS,
+    MS_PRIVATE,
+    MS_REC,
+    IsolationError,
+    become_root,
+    outside_user,
+    unshare,
+)
 
 T = TypeVar("T")
 
@@ -56,6 +67,7 @@ class _Probe:
     needed: bool
     remedy: str
     isolated: bool = True
+    programs: tuple[str, ...] = ()  # what it runs: looked for where it cannot be tried
 
 
 class _Here:
@@ -85,11 +97,21 @@ _HERE = _Here()
 
 
 def run_doctor() -> list[Finding]:
-    """Try everything at once; the findings come in a fixed order, needed things first. Takes a few seconds at most."""
+    """Try everything at once; the findings come in a fixed order, needed things first. Takes a few seconds at most.
+
+    A user other than root is to call it in a process without other threads; it is root of a user namespace after that.
+    """
     slots: list[list[Finding]] = [[] for _ in PROBES]
     threads = []
+    refused = ""
+    try:
+        become_root()
+    except IsolationError as error:
+        refused = str(error)
     for probe, slot in zip(PROBES, slots, strict=True):
-        thread = threading.Thread(target=_examine, args=(probe, slot), name=f"doctor {probe.name}", daemon=True)
+        thread = threading.Thread(
+            target=_examine, args=(probe, slot, refused), name=f"doctor {probe.name}", daemon=True
+        )
         thread.start()
         threads.append(thread)
     until = time.monotonic() + _PROBE_SECONDS
@@ -103,8 +125,14 @@ def _finding(probe: _Probe, ok: bool, detail: str) -> Finding:
     return Finding(name=probe.name, ok=ok, needed=probe.needed, detail=detail, remedy="" if ok else probe.remedy)
 
 
-def _examine(probe: _Probe, slot: list[Finding]) -> None:
+def _examine(probe: _Probe, slot: list[Finding], refused: str) -> None:
+    """`refused` says why this process may make no namespaces; "" if it may."""
     try:
+        if refused and probe.try_it in (_root, _namespaces):
+            raise ProbeError(refused)
+        if refused and probe.isolated:
+            slot.append(_untried(probe))
+            return
         if probe.isolated:
             _isolate_this_thread()
         slot.append(_finding(probe, True, probe.try_it()))
@@ -112,6 +140,13 @@ def _examine(probe: _Probe, slot: list[Finding]) -> None:
         slot.append(_finding(probe, False, f"{error.filename or error}: not found"))
     except Exception as error:
         slot.append(_finding(probe, False, str(error) or repr(error)))
+
+
+def _untried(probe: _Probe) -> Finding:
+    missing = [program for program in probe.programs if shutil.which(program) is None]
+    if missing:
+        return _finding(probe, False, f"{', '.join(missing)}: not found")
+    return msgspec.structs.replace(_finding(probe, False, "not tried without namespaces"), remedy=_ROOT)
 
 
 def _isolate_this_thread() -> None:
@@ -128,9 +163,8 @@ def _commands(*lines: str) -> None:
 
 
 def _root() -> str:
-    if os.geteuid() != 0:
-        raise ProbeError(f"user {os.geteuid()}")
-    return "user 0"
+    user = outside_user()
+    return f"user {user}" if user == os.geteuid() else f"user {user}, root in a user namespace"
 
 
 def _python() -> str:
@@ -159,9 +193,13 @@ def _bridge() -> str:
 def _tun() -> str:
     import fcntl
 
-    with Path("/dev/net/tun").open("r+b", buffering=0) as device:
-        fcntl.ioctl(device, 0x400454CA, struct.pack("16sH22x", b"probe0", 0x0001 | 0x1000))  # TUNSETIFF, TUN | NO_PI
-        _commands("ip link set probe0 up")
+    file = Path("/dev/net/tun")
+    try:
+        with file.open("r+b", buffering=0) as device:
+            fcntl.ioctl(device, 0x400454CA, struct.pack("16sH22x", b"probe0", 0x0001 | 0x1000))  # TUNSETIFF, TUN, NO_PI
+            _commands("ip link set probe0 up")
+    except PermissionError as error:
+        raise ProbeError(f"{file} has mode {file.stat().st_mode & 0o7777:04o}: {error.strerror}") from error
     return "a device came up"
 
 
@@ -263,25 +301,39 @@ def _ethtool() -> str:
     return "offloads of a veth can be switched"
 
 
-_ROOT = "run as root"
+_ROOT = "run as root, or let users make user namespaces"
 _PACKAGES = "make setup, or install the package that has the program"
 _KERNEL = "use a kernel that has it; nothing in natbed can stand in for it"
+_TUN = "modprobe tun; mode 0666, which most distributions give it, if not root; in a container --device /dev/net/tun"
+_NOT_NEEDED = "not needed: impairments are made by iptables and NFQUEUE without it"
 PROBES = (
     _Probe("root", _root, True, _ROOT, isolated=False),
     _Probe("python", _python, True, "make setup", isolated=False),
-    _Probe("namespaces", _namespaces, True, f"{_ROOT}, with CAP_SYS_ADMIN (a container needs --privileged)"),
-    _Probe("veth", _veth, True, _KERNEL),
-    _Probe("bridge", _bridge, True, _KERNEL),
-    _Probe("tun", _tun, True, "modprobe tun; in a container pass --device /dev/net/tun"),
-    _Probe("iptables MASQUERADE", _masquerade, True, "install iptables; modprobe iptable_nat or nf_tables, nft_compat"),
-    _Probe("conntrack", _conntrack, True, "install conntrack; modprobe nf_conntrack_netlink"),
-    _Probe("packet capture", _capture, True, f"{_ROOT}, with CAP_NET_RAW"),
-    _Probe("tshark", _tshark, True, "install tshark, built with Lua"),
-    _Probe("iperf3", _iperf3, True, _PACKAGES),
-    _Probe("ping", _ping, True, _PACKAGES),
-    _Probe("setpriv --pdeathsig", _setpriv, True, "install util-linux 2.33 or later"),
-    _Probe("ethtool", _ethtool, False, "install ethtool to measure packets that travel singly"),
-    _Probe("netem", _netem, False, "not needed: impairments are made by iptables and NFQUEUE without it"),
+    _Probe("namespaces", _namespaces, True, f"{_ROOT} (a container needs --privileged)"),
+    _Probe("veth", _veth, True, _KERNEL, programs=("ip",)),
+    _Probe("bridge", _bridge, True, _KERNEL, programs=("ip",)),
+    _Probe("tun", _tun, True, _TUN, programs=("ip",)),
+    _Probe(
+        "iptables MASQUERADE",
+        _masquerade,
+        True,
+        "install iptables; modprobe iptable_nat or nf_tables, nft_compat",
+        programs=("ip", "iptables"),
+    ),
+    _Probe(
+        "conntrack",
+        _conntrack,
+        True,
+        "install conntrack; modprobe nf_conntrack_netlink",
+        programs=("ip", "iptables", "conntrack"),
+    ),
+    _Probe("packet capture", _capture, True, "run with CAP_NET_RAW, which root has"),
+    _Probe("tshark", _tshark, True, "install tshark, built with Lua", programs=("tshark",)),
+    _Probe("iperf3", _iperf3, True, _PACKAGES, programs=("iperf3",)),
+    _Probe("ping", _ping, True, _PACKAGES, programs=("ping",)),
+    _Probe("setpriv --pdeathsig", _setpriv, True, "install util-linux 2.33 or later", programs=("setpriv",)),
+    _Probe("ethtool", _ethtool, False, "install ethtool to measure packets that travel singly", programs=("ethtool",)),
+    _Probe("netem", _netem, False, _NOT_NEEDED),
     _Probe("kernel ESP", _xfrm, False, "not needed: the bundled implementation brings its own data plane"),
     _Probe("NFQUEUE", _nfqueue, False, "without it delay, jitter and reordering are skipped where netem lacks too"),
 )

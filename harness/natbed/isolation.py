@@ -1,10 +1,15 @@
-"""Private namespaces: `isolate()` for a whole process, `NamespaceThread` for one node of a lab."""
+"""Private namespaces: `isolate()` for a whole process, `NamespaceThread` for one node of a lab.
+
+Root makes them directly. Any other user first becomes root of a user namespace, where the system allows it.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
+import getpass
 import os
 import pathlib
 import queue
@@ -19,14 +24,26 @@ T = TypeVar("T")
 # linux/sched.h
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUTS = 0x04000000
+CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
+
+CAP_SYS_ADMIN = 21  # linux/capability.h
 
 # linux/mount.h
 MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_PRIVATE = 2, 4, 8, 0x4000, 0x40000
 
 # linux/sockios.h, linux/if.h
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
+
+SYSTEM_PATHS = ("/usr/sbin", "/sbin")  # where iptables lives, and not in everybody's PATH
+
+# What forbids user namespaces: a setting below /proc/sys and the value that does.
+_FORBIDDING = (
+    ("user/max_user_namespaces", "0"),
+    ("kernel/unprivileged_userns_clone", "0"),
+    ("kernel/apparmor_restrict_unprivileged_userns", "1"),
+)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _runtime_directory: pathlib.Path | None = None  # set once this process is isolated
@@ -49,10 +66,10 @@ def isolate() -> None:
     threads = threading.active_count()
     if threads != 1 or threading.current_thread() is not threading.main_thread():
         raise IsolationError(f"cannot isolate: the process has {threads} threads already, isolate() must come first")
-    _enter_private_namespaces()
+    become_root()
+    unshare(CLONE_NEWNET | CLONE_NEWNS | CLONE_NEWUTS)
     _mount("none", "/", "", MS_REC | MS_PRIVATE)
-    # sysfs shows the network namespace that it was mounted in: the old one would list the machine's interfaces.
-    _mount("sysfs", "/sys", "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    _mount_sysfs()
     _mount("tmpfs", "/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
     raise_loopback()
     directory = pathlib.Path("/run/natbed")
@@ -72,15 +89,67 @@ def runtime_directory() -> pathlib.Path:
     return _runtime_directory
 
 
-def _enter_private_namespaces() -> None:
-    """The one place that decides how a process gets its namespaces: as root directly."""
-    unshare(CLONE_NEWNET | CLONE_NEWNS | CLONE_NEWUTS)
+def become_root() -> None:
+    """Make this process root of a user namespace of its own, unless it may make namespaces already.
+
+    All its files, and what its children make, still belong to the user who started it. `isolate()` does this itself;
+    but the kernel wants a process without any other thread here, which a worker of xdist is not: its master, whose
+    child it is, does this for it. Raises `IsolationError`, which names a setting of the system that forbids it.
+    """
+    if os.geteuid() == 0 and _holds(CAP_SYS_ADMIN):
+        return
+    user, group = os.geteuid(), os.getegid()
+    # The name of the user would be "root" now, and with it that of the folder that pytest shares among a user's runs.
+    with contextlib.suppress(KeyError, OSError):
+        os.environ.setdefault("LOGNAME", getpass.getuser())
+    os.environ.setdefault("LOGNAME", str(user))
+    os.environ["PATH"] = os.pathsep.join((os.environ.get("PATH", os.defpath), *SYSTEM_PATHS))
+    if _libc.unshare(ctypes.c_int(CLONE_NEWUSER)) != 0:
+        raise IsolationError(_why_no_user_namespace(ctypes.get_errno()))
+    try:
+        pathlib.Path("/proc/self/setgroups").write_text("deny")  # before gid_map, else that is refused
+        pathlib.Path("/proc/self/uid_map").write_text(f"0 {user} 1")
+        pathlib.Path("/proc/self/gid_map").write_text(f"0 {group} 1")
+    except OSError as error:
+        raise IsolationError(_why_no_user_namespace(error.errno or errno.EPERM)) from error
+
+
+def outside_user() -> int:
+    """The user that this process is outside its user namespace; the same as here for root."""
+    inside, outside, _count = pathlib.Path("/proc/self/uid_map").read_text().split(maxsplit=2)
+    return os.geteuid() - int(inside) + int(outside)
+
+
+def _holds(capability: int) -> bool:
+    lines = pathlib.Path("/proc/thread-self/status").read_text().splitlines()
+    (effective,) = (line.split()[1] for line in lines if line.startswith("CapEff:"))
+    return bool(int(effective, 16) >> capability & 1)
+
+
+def _why_no_user_namespace(number: int) -> str:
+    message = f"cannot make a user namespace: {os.strerror(number)}"
+    for name, value in _FORBIDDING:
+        with contextlib.suppress(OSError):
+            if pathlib.Path("/proc/sys", name).read_text().strip() == value:
+                return f"{message}: run as root, or change sysctl {name.replace('/', '.')}, which is {value}"
+    if number == errno.EINVAL and len(os.listdir("/proc/self/task")) > 1:  # noqa: PTH208 - only the number is wanted
+        return "cannot make a user namespace: this process has threads already"
+    return f"{message}: run as root"
 
 
 def unshare(flags: int) -> None:
     """unshare(2) for the calling thread. Raises `IsolationError`."""
     if _libc.unshare(ctypes.c_int(flags)) != 0:
         _fail("cannot make private namespaces")
+
+
+def _mount_sysfs() -> None:
+    """Sysfs shows the network namespace that it was mounted in: the old one would list the machine's interfaces."""
+    try:
+        _mount("sysfs", "/sys", "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    except IsolationError:
+        # A container that hides parts of its sysfs may not mount a whole one. Then no interfaces are listed.
+        _mount("tmpfs", "/sys/class/net", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC)
 
 
 def _mount(source: str, target: str, kind: str, flags: int, options: str = "") -> None:

@@ -17,7 +17,7 @@ import mininet.net
 import mininet.util
 
 from .link import Link
-from .node import Host, Nat, Node, Router, Segment
+from .node import Gateway, Host, Nat, Node, Router, Segment
 from .process import CommandFailed, end_processes
 from .scenario import Scenario
 
@@ -132,7 +132,7 @@ class Lab:
     @property
     def nats(self) -> list[Nat]:
         """The NATs, in the scenario's order; one with the profile "routed" is among them too."""
-        return [node for name in self.scenario.nats if isinstance(node := self[name], Nat)]
+        return [node for name in self.scenario.nat_names if isinstance(node := self[name], Nat)]
 
     @property
     def segments(self) -> list[Segment]:
@@ -169,7 +169,8 @@ class Lab:
         """The addresses that the scenario gave are on the nodes. Links, routes and rules have proved themselves."""
         for host in self.hosts:
             found = [address.partition("/")[0] for address in host.addresses()]
-            for wanted in (host.address, host.protected.partition("/")[0]):
+            wanted_here = [host.address, *([] if isinstance(host, Gateway) else [host.protected.partition("/")[0]])]
+            for wanted in wanted_here:
                 if wanted not in found:
                     raise LabError(f"{host.name} lacks {wanted}; it has {', '.join(found)}")
 

@@ -314,6 +314,10 @@ class Host(Node):
         return address
 
 
+class Station(Host):
+    """An end system on a gateway's LAN, without an implementation of its own."""
+
+
 class Router(Node):
     """Forwards IPv4, checks no reverse paths, and does nothing else."""
 
@@ -328,8 +332,21 @@ class Nat(Router):
 
     address: str
 
-    def __init__(self, name: str, wan: str, lan: str, public_address: str, profile: NatProfile, **params: Any) -> None:
-        """`wan` and `lan` are the names of its interfaces, outside and inside."""
+    def __init__(
+        self,
+        name: str,
+        wan: str,
+        lan: str,
+        public_address: str,
+        profile: NatProfile,
+        static: Sequence[tuple[str, str]] = (),
+        **params: Any,
+    ) -> None:
+        """`wan` and `lan` are the names of its interfaces, outside and inside.
+
+        `static` are a 1:1 NAT's pairs: outside address with its prefix length, inside address.
+        """
+        self.static = static
         self.wan = wan
         self.lan = lan
         self.address = self.public_address = public_address
@@ -337,9 +354,45 @@ class Nat(Router):
         super().__init__(name, **params)
 
     def configDefault(self, **params: Any) -> None:  # noqa: N802 - Mininet's name
-        """Set the routes and the translation."""
+        """Set the routes and the translation; the outside answers ARP for each address of a 1:1 NAT."""
         super().configDefault(**params)
-        rules.apply(self, self.profile, self.wan, self.lan)
+        pairs = [(outside.partition("/")[0], inside) for outside, inside in self.static]
+        self.call(self._add_addresses)
+        rules.apply(self, self.profile, self.wan, self.lan, pairs)
+
+    def _add_addresses(self) -> None:
+        for outside, _ in self.static:
+            address, _, length = outside.partition("/")
+            index = socket.if_nametoindex(self.wan)
+            self.netlink.addr("add", index=index, address=address, prefixlen=int(length))
+
+
+class Gateway(Host, Router):
+    """A host that runs IKE and IPsec for the LAN behind it, which its tunnels may know by another prefix."""
+
+    def __init__(self, name: str, lan: str, network: str, remote: tuple[str, str] | None = None, **params: Any) -> None:
+        """`lan` is the name of its inside interface, `network` the LAN there; `protected` what its tunnels carry.
+
+        `remote` are a network in its tunnels and another as which it appears on the LAN.
+        """
+        self.remote = remote
+        self.lan = lan
+        self.network = network
+        super().__init__(name, **params)
+
+    def prepare(self) -> None:
+        """Switch forwarding on; the protected network is the LAN's, not an address of its own."""
+        Router.prepare(self)
+
+    def configDefault(self, **params: Any) -> None:  # noqa: N802 - Mininet's name
+        """Set the routes and, where a tunnel and the LAN know the same hosts by different prefixes, the translation."""
+        super().configDefault(**params)
+        if self.protected != self.network or self.remote:
+            rules.install(self, rules.render_prefixes(self.lan, self.network, self.protected, self.remote))
+
+    def IP(self, intf: Interface | str | None = None) -> str | None:  # noqa: N802 - Mininet's name
+        """Its own address: what it protects is a LAN's."""
+        return self.address if intf is None else Node.IP(self, intf)
 
 
 class Segment(Node):
@@ -373,4 +426,4 @@ class Segment(Node):
         return ""
 
 
-__all__ = ["CommandFailed", "Host", "Nat", "Node", "NodeError", "Router", "Segment"]
+__all__ = ["CommandFailed", "Gateway", "Host", "Nat", "Node", "NodeError", "Router", "Segment", "Station"]

@@ -12,10 +12,9 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from .isolation import CLONE_NEWPID, unshare
+from .isolation import CLONE_NEWPID, SYSTEM_PATHS, unshare
 
 GRACE = 1.0  # seconds between SIGTERM and SIGKILL
-SYSTEM_PATHS = ("/usr/sbin", "/sbin")  # where iptables lives, and not in every root's PATH
 
 
 class CommandFailed(Exception):  # noqa: N818 - reads as what happened

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import itertools
 import pathlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
 
 import pytest
 
-if TYPE_CHECKING:
-    from .results.record import RunRecord
-    from .scenario import Scenario
+from .matrix_items import NOT_ISOLATED, ScenarioItem, expand
 
-NOT_ISOLATED = pytest.StashKey[str]()  # why this process could not be isolated; "" if it is
+EXTENTS = ("smoke", "default", "full")  # natbed.matrix.Extent's, whose module takes long to load
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -21,14 +21,33 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--natbed", action="store_true", help="collect natbed scenarios and isolate the process for them")
     group.addoption("--natbed-seconds", type=int, default=1, help="length of each iperf3 measurement; 0: none")
     group.addoption("--natbed-results", type=pathlib.Path, help="where evidence goes; default: results/")
+    group.addoption("--natbed-matrix", choices=EXTENTS, help="run the cells of the matrix instead; implies --natbed")
+    group.addoption("--natbed-select", metavar="EXPR", default="", help="only these cells: 'E and transport'")
+    group.addoption("--natbed-cell", metavar="ID", action="append", default=[], help="this cell, of the full matrix")
+    group.addoption("--natbed-repeat", metavar="N", type=_positive, default=1, help="run each cell so many times")
+    group.addoption("--natbed-shell-on-failure", action="store_true", help="open a shell on a broken lab; needs -s")
     parser.addini("natbed_isolate", "isolate test processes as natbed needs it", type="bool", default=False)
     parser.addini(
         "natbed_conformance", "file for the last results of tests with a draft mark; default: none", default=""
     )
 
 
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError("a number of times, 1 or more")
+    return int(text)
+
+
+def _asked_for(config: pytest.Config) -> bool:
+    return bool(config.getoption("--natbed") or _as_matrix(config))
+
+
+def _as_matrix(config: pytest.Config) -> bool:
+    return bool(config.getoption("--natbed-matrix") or config.getoption("--natbed-cell"))
+
+
 def _wanted(config: pytest.Config) -> bool:
-    return bool(config.getoption("--natbed") or config.getini("natbed_isolate"))
+    return bool(_asked_for(config) or config.getini("natbed_isolate"))
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -38,11 +57,19 @@ def pytest_configure(config: pytest.Config) -> None:
         from .conformance_plugin import Recorder
 
         config.pluginmanager.register(Recorder(config.rootpath / record), "natbed-conformance")
-    controls_workers = getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput")
-    if not _wanted(config) or controls_workers:
+    if not _as_matrix(config) and (config.getoption("--natbed-select") or config.getoption("--natbed-repeat") > 1):
+        raise pytest.UsageError("--natbed-select and --natbed-repeat are for --natbed-matrix")
+    controls_workers = _distributes(config) and not hasattr(config, "workerinput")
+    if config.getoption("--natbed-shell-on-failure") and (_distributes(config) or config.getoption("capture") != "no"):
+        raise pytest.UsageError("--natbed-shell-on-failure needs -s, and no workers")
+    if not _wanted(config):
         return
-    from .isolation import IsolationError, isolate
+    from .isolation import IsolationError, become_root, isolate
 
+    if controls_workers:
+        with contextlib.suppress(IsolationError):  # then a worker says why
+            become_root()
+        return
     try:
         isolate()
     except IsolationError as error:
@@ -51,16 +78,37 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[NOT_ISOLATED] = ""
 
 
+def _distributes(config: pytest.Config) -> bool:
+    """Whether xdist runs the tests, by -n or by --tx."""
+    return bool(getattr(config.option, "numprocesses", None) or getattr(config.option, "dist", "no") != "no")
+
+
 def pytest_collect_file(file_path: pathlib.Path, parent: pytest.Collector) -> pytest.Collector | None:
-    """Topology files: those of a folder called topologies/, and with --natbed every Python file that is named."""
+    """Topology files: those of a folder called topologies/, and with --natbed those that are named."""
     if file_path.suffix != ".py" or not _wanted(parent.config):
         return None
     if file_path.name.startswith(("test_", "conftest")):
         return None
-    named = bool(parent.config.getoption("--natbed")) and parent.session.isinitpath(file_path)
+    named = _asked_for(parent.config) and _named(file_path, parent)
     if not named and "topologies" not in _folders(file_path, parent.config.rootpath):
         return None  # to collect a file is to run it, and a setup.py is not to be run
     return TopologyFile.from_parent(parent, path=file_path)
+
+
+def _named(file: pathlib.Path, parent: pytest.Collector) -> bool:
+    """Whether a file is named on the command line; or its folder, and it says that it is about natbed."""
+    if parent.session.isinitpath(file):
+        return True
+    root = parent.config.rootpath
+    folders = itertools.takewhile(lambda folder: folder != root, file.parents)
+    return any(parent.session.isinitpath(folder) for folder in folders) and b"natbed" in file.read_bytes()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put the matrix's cells in the scenarios' place, before `-k` and the like look at them."""
+    if _as_matrix(config):
+        items[:] = expand(items, config)
 
 
 def _folders(file: pathlib.Path, root: pathlib.Path) -> tuple[str, ...]:
@@ -81,60 +129,3 @@ class TopologyFile(pytest.File):
             raise self.CollectError(str(error)) from error
         for scenario in scenarios:
             yield ScenarioItem.from_parent(self, name=scenario.letter, scenario=scenario)
-
-
-class LabBroken(Exception):  # noqa: N818 - a verdict
-    """The lab failed, so nothing is known about the implementation."""
-
-
-class ScenarioFailed(Exception):  # noqa: N818 - a verdict
-    """The implementation failed a check."""
-
-
-class ScenarioItem(pytest.Item):
-    """One run of one scenario with its default parameters."""
-
-    def __init__(self, *, scenario: type[Scenario], **more: Any) -> None:
-        super().__init__(**more)
-        self.scenario = scenario
-
-    def runtest(self) -> None:
-        """Run and judge."""
-        from .checks import Verdict
-        from .results.store import StoreError, default_folder
-        from .runner import Run, RunOptions
-
-        reason = self.config.stash.get(NOT_ISOLATED, "this process was not isolated")
-        if reason:
-            pytest.skip(reason)
-        options = RunOptions(
-            seconds=self.config.getoption("--natbed-seconds"),
-            results=self.config.getoption("--natbed-results") or default_folder(),
-        )
-        try:
-            run = Run(self.scenario, options, lambda step: None)
-            record = run.execute()
-        except StoreError as error:
-            pytest.fail(str(error), pytrace=False)
-        self.add_report_section("call", "natbed", _report(record, run.folder))
-        if record.verdict is Verdict.LAB_BROKEN:
-            raise LabBroken(record.reason)
-        if record.verdict is Verdict.FAILED:
-            raise ScenarioFailed(record.reason)
-
-    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
-        """A verdict needs no traceback; the section with the checks follows it."""
-        if isinstance(excinfo.value, LabBroken):
-            return f"lab broken: {excinfo.value}"
-        if isinstance(excinfo.value, ScenarioFailed):
-            return f"failed: {excinfo.value}"
-        return super().repr_failure(excinfo, style)
-
-    def reportinfo(self) -> tuple[pathlib.Path, int | None, str]:
-        """Where it is and what it is called."""
-        return self.path, None, f"{self.scenario.letter}. {self.scenario.title}"
-
-
-def _report(record: RunRecord, folder: pathlib.Path) -> str:
-    lines = [f"{check.verdict:<10} {check.name}: {check.reason}" for check in record.checks]
-    return "\n".join([*lines, f"evidence: {folder}"])

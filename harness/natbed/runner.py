@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import importlib.metadata
 import inspect
@@ -20,24 +21,28 @@ from .capture import Capture, CaptureError
 from .checks import CheckResult, Verdict
 from .checks.connectivity import Pair, check_connectivity
 from .checks.discovery import TunnelView, check_discovery
+from .checks.leaks import Snapshot, check_leaks
 from .checks.rekey import RekeyTarget, check_rekey, confirm_on_the_wire, steps
 from .checks.throughput import IperfError, IperfPath, PathRates, measure, measure_path
 from .checks.transport import HostPair, check_transport
-from .checks.wire import audit_wire
+from .checks.wire import audit_wire, merge_segments
 from .conntrack import ConntrackError, ConntrackEvents, Mapping, udp_mappings
-from .expectation import wire_expectation
-from .isolation import IsolationError
+from .expectation import public_segments, wire_expectation
+from .isolation import IsolationError, isolated, runtime_directory
 from .lab import Lab, LabError
 from .link import LinkError
 from .nat import presets
 from .nat.profile import Kind, NatProfile
 from .nat.rules import NatError
-from .nat.selfcheck import check_translation
-from .node import Host, NodeError
+from .nat.selfcheck import check_probes
+from .node import NodeError
+from .paths import initiator_seen, responder_seen, translated
+from .plans import Conversation
+from .probes import probes
 from .process import CommandFailed
 from .results import store
 from .results.record import ClientRecord, HostRecord, RunRecord
-from .results.summary import client_records
+from .results.summary import client_records, row_names
 from .scenario import Scenario, Tunnel
 from .settings import Protection, host_settings, identity
 from .stacks.base import Daemon, Stack, StackError, Timing, TunnelStatus
@@ -45,6 +50,7 @@ from .stacks.espthrunat import EspThruNat
 
 UP_SECONDS = 40.0
 RESPONDER_SECONDS = 5.0  # that a responder may be up later than its initiator
+AUDITS_AT_ONCE = 2  # each a tshark, which takes a processor
 _POLL = 0.005  # seconds between questions; a stack says nothing unasked
 # An OSError is the lab's: a program that is not there, a route that is refused. A stack reports its own as StackError.
 LAB_ERRORS = (
@@ -92,14 +98,15 @@ class Run:
         self.checks: list[CheckResult] = []
         self.hosts: list[HostRecord] = []
         self.connect_seconds: dict[str, float] = {}
-        self.views: list[TunnelView] = []
-        self.mappings: list[Mapping] = []
-        self.plain_rates: dict[str, PathRates] = {}  # by tunnel, where they had to be measured beforehand
+        self.views: dict[str, TunnelView] = {}  # by tunnel
+        self.mappings: dict[str, list[Mapping]] = {}  # by NAT
+        self.plain_rates: dict[str, PathRates] = {}  # by row, where they had to be measured beforehand
         self._progress = progress
 
     def execute(self) -> RunRecord:
         """Run it all. What goes wrong in the lab or the implementation ends as a verdict; an interrupt is raised."""
         begin = time.monotonic()
+        before = Snapshot.take(runtime_directory()) if isolated() else None
         try:
             self._progress("building the network")
             with self.lab:
@@ -108,6 +115,9 @@ class Run:
             self._add(Verdict.FAILED, self.stack.name, str(error))
         except LAB_ERRORS as error:
             self._add(Verdict.LAB_BROKEN, "lab", str(error))
+        if before is not None:
+            leaks = check_leaks(before, runtime_directory(), self.folder.rglob("*.log"))
+            self.checks += [] if leaks.passed else [leaks]
         record = self._record(time.monotonic() - begin)
         store.save(self.folder, record)
         return record
@@ -127,7 +137,7 @@ class Run:
             self._progress("checking connectivity, all clients at once")
             self.checks.append(self._connectivity())
             self._rekey(daemons)
-            for capture in captures:
+            for capture in captures.values():
                 capture.stop()
             self._throughput()
             self._measure_hosts(daemons)
@@ -139,23 +149,26 @@ class Run:
     def _needs_something_to_judge(self) -> None:
         if not (self.scenario.tunnels() and self.scenario.clients and self.scenario.servers):
             raise LabError("the scenario needs hosts called client... and server..., and a tunnel between them")
+        mode = self.options.protection.mode
+        if mode not in self.scenario.modes:
+            reason = self.scenario.not_supported.get(mode, "it does not say why")
+            raise LabError(f"scenario {self.scenario.letter} has no {mode} mode: {reason}")
 
     def _nats_prove_themselves(self) -> bool:
-        clients = [(self.lab[name], self.lab.host(name).address) for name in self.scenario.clients]
-        server = self.lab.host(self.scenario.servers[0])
-        translated = [nat.public_address for nat in self.lab.nats if nat.profile.kind is not Kind.NONE]
-        result = check_translation(clients, server, server.address, translated[0] if translated else None)
+        result = check_probes(probes(self.scenario, self.lab))
         self.checks.append(result)
         return result.passed
 
     @contextlib.contextmanager
-    def _watching(self) -> Iterator[list[Capture]]:
-        """Captures on every NAT's public side, and its conntrack events; all are listening before the block begins."""
+    def _watching(self) -> Iterator[dict[str, Capture]]:
+        """Captures on every public segment, and the NATs' conntrack events; all listen before the block begins."""
         with contextlib.ExitStack() as stack:
-            captures = []
+            captures = {}
             for nat in self.lab.nats:
                 stack.enter_context(ConntrackEvents(nat, self.folder / f"{nat.name}-conntrack.txt"))
-                captures.append(stack.enter_context(Capture(nat, nat.wan, self.folder / f"{nat.name}-public.pcap")))
+            for name, interface in public_segments(self.scenario).items():
+                file = self.folder / f"{name}-public.pcap"
+                captures[name] = stack.enter_context(Capture(self.lab[name], interface, file))
             yield captures
             for nat in self.lab.nats:
                 # insert_failed: the NAT dropped the first packet of a client that met another's, both from port 500
@@ -209,11 +222,10 @@ class Run:
 
     def _discover(self, daemons: dict[str, Daemon]) -> None:
         statuses = {name: {s.name: s for s in daemon.status()} for name, daemon in daemons.items()}
-        self.views = [self._view(tunnel, statuses) for tunnel in self.scenario.tunnels()]
         translating = [nat for nat in self.lab.nats if nat.profile.kind is not Kind.NONE]
-        self.mappings = [mapping for nat in translating for mapping in udp_mappings(nat)]
-        server = self.lab.host(self.scenario.servers[0]).address
-        self.checks.append(check_discovery(self.views, self.mappings, server, nat=bool(translating)))
+        self.mappings = {nat.name: udp_mappings(nat) for nat in translating}
+        self.views = {tunnel.name: self._view(tunnel, statuses) for tunnel in self.scenario.tunnels()}
+        self.checks.append(check_discovery(list(self.views.values())))
 
     def _view(self, tunnel: Tunnel, statuses: dict[str, dict[str, TunnelStatus]]) -> TunnelView:
         return TunnelView(
@@ -221,74 +233,110 @@ class Run:
             inside=self.lab.host(tunnel.initiator).address,
             initiator=statuses[tunnel.initiator].get(tunnel.name),
             responder=statuses[tunnel.responder].get(tunnel.name),
+            nat=translated(self.scenario, tunnel),
+            seen=initiator_seen(self.scenario, tunnel, self.mappings),
+            dialed=responder_seen(self.scenario, tunnel),
         )
 
     @property
     def _transport(self) -> bool:
         return self.options.protection.mode == "transport"
 
-    def _ends(self, tunnel: Tunnel) -> tuple[Host, Host, str, str]:
-        """Client and server, and the addresses that the tunnel's traffic carries: in transport mode their own."""
-        client, server = self.lab.host(tunnel.initiator), self.lab.host(tunnel.responder)
-        if self._transport:
-            return client, server, client.address, server.address
-        return client, server, _address(client.protected), _address(server.protected)
+    def _conversations(self) -> list[Conversation]:
+        return [self._as_mapped(one) for one in self.scenario.conversations(self.options.protection.mode)]
+
+    def _as_mapped(self, one: Conversation) -> Conversation:
+        """With the address by which the responder says that it knows the client, where it gave it one."""
+        view = self.views.get(one.tunnel)
+        mapped = view.responder.mapped_network if view and view.responder else ""
+        return dataclasses.replace(one, client_seen=mapped.partition("/")[0]) if mapped else one
 
     def _connectivity(self) -> CheckResult:
-        ends = [self._ends(tunnel) for tunnel in self.scenario.tunnels()]
+        talk = [(one, self.lab[one.client], self.lab[one.server]) for one in self._conversations()]
         if not self._transport:
-            return check_connectivity([Pair(*one) for one in ends])
-        translated = [nat.public_address for nat in self.lab.nats if nat.profile.kind is not Kind.NONE]
-        return check_transport([HostPair(*one, translated[0] if translated else one[2]) for one in ends])
+            return check_connectivity(
+                [Pair(c, s, o.client_address, o.server_address, o.client_seen, o.server_seen) for o, c, s in talk]
+            )
+        return check_transport(
+            [HostPair(c, s, o.client_address, o.server_address, o.client_seen, o.server_seen) for o, c, s in talk]
+        )
 
     def _rekey(self, daemons: dict[str, Daemon]) -> None:
         if self.options.rekey == "none":
             return
         self._progress(f"rekeying under traffic: {self.options.rekey}")
+        talk = {one.tunnel: one for one in reversed(self._conversations())}  # the first of each tunnel
         targets = [
-            RekeyTarget(tunnel.name, *self._ends(tunnel), daemons[tunnel.initiator], daemons[tunnel.responder])
+            RekeyTarget(
+                name=tunnel.name,
+                client=self.lab[talk[tunnel.name].client],
+                server=self.lab[talk[tunnel.name].server],
+                client_address=talk[tunnel.name].client_address,
+                server_address=talk[tunnel.name].server_address,
+                initiator=daemons[tunnel.initiator],
+                responder=daemons[tunnel.responder],
+                client_seen=talk[tunnel.name].client_seen,
+                server_seen=talk[tunnel.name].server_seen,
+            )
             for tunnel in self.scenario.tunnels()
         ]
         self.checks.append(check_rekey(targets, steps(self.options.rekey), one_flow=self._transport))
 
+    def _path(self, one: Conversation) -> IperfPath:
+        client, server = self.lab[one.client], self.lab[one.server]
+        return IperfPath(client, server, one.client_address, one.server_address, dialed=one.server_seen)
+
+    def _plain_path(self, one: Conversation) -> IperfPath:
+        """Without IPsec: between the ends of the tunnel, since what is behind them is not reached any other way."""
+        tunnel = next(tunnel for tunnel in self.scenario.tunnels() if tunnel.name == one.tunnel)
+        client, server = self.lab.host(tunnel.initiator), self.lab.host(tunnel.responder)
+        dialed = self.scenario.hosts_planned[server.name].public
+        return IperfPath(client, server, client.address, server.address, dialed=dialed)
+
+    def _rows(self) -> list[tuple[str, Conversation]]:
+        conversations = self._conversations()
+        return list(zip(row_names(conversations), conversations, strict=True))
+
     def _plain_throughput(self) -> bool:
         """Measure the paths without IPsec while they can be: in transport mode the same addresses are protected."""
-        for tunnel in self.scenario.tunnels() if self.options.seconds else []:
-            self._progress(f"measuring throughput of {tunnel.initiator} without IPsec")
+        for name, one in self._rows() if self.options.seconds else []:
+            self._progress(f"measuring throughput of {name} without IPsec")
             try:
-                rates = measure_path(IperfPath(*self._ends(tunnel)), duration=self.options.seconds)
+                self.plain_rates[name] = measure_path(self._path(one), duration=self.options.seconds)
             except IperfError as error:
-                self._add(Verdict.LAB_BROKEN, f"throughput {tunnel.initiator}", f"plain path: {error}")
+                self._add(Verdict.LAB_BROKEN, f"throughput {name}", f"plain path: {error}")
                 return False
-            self.plain_rates[tunnel.name] = rates
         return True
 
     def _throughput(self) -> None:
         if not self.options.seconds:
             return
-        for tunnel in self.scenario.tunnels():
-            client, server, *_ = ends = self._ends(tunnel)
-            self._progress(f"measuring throughput of {client.name}: tunnel and plain, forward and reverse")
-            through = IperfPath(*ends)
-            plain = self.plain_rates.get(tunnel.name) or IperfPath(client, server, client.address, server.address)
-            name = f"throughput {client.name}"
-            self.checks.append(measure(through, plain, name=name, duration=self.options.seconds))
+        for row, one in self._rows():
+            self._progress(f"measuring throughput of {row}: tunnel and plain, forward and reverse")
+            plain = self.plain_rates.get(row) or self._plain_path(one)
+            name = f"throughput {row}"
+            self.checks.append(measure(self._path(one), plain, name=name, duration=self.options.seconds))
 
     def _measure_hosts(self, daemons: dict[str, Daemon]) -> None:
         for name, daemon in daemons.items():
             ready, memory = round(daemon.ready_seconds * 1000, 1), round(daemon.memory() / 1e6, 1)
             self.hosts.append(HostRecord(name=name, ready_milliseconds=ready, memory_megabytes=memory))
 
-    def _audit(self, captures: list[Capture]) -> None:
+    def _audit(self, captures: dict[str, Capture]) -> None:
         keys = [self.folder / name / "keys" for name in self.scenario.hosts_planned]
-        spis: set[str] = set()
-        for nat, capture in zip(self.lab.nats, captures, strict=True):
-            expected = wire_expectation(self.scenario, self.lab, nat, self.mappings, self.options.protection)
-            profile = self.folder / f"{nat.name}-wireshark"
-            result = audit_wire(capture.path, keys, expected, profile=profile, summary=capture.summary)
-            self.checks.append(result)
-            spis.update(result.details.get("spis", []))
-        if captures:
+
+        def audit(segment: str) -> CheckResult | None:
+            expected = wire_expectation(self.scenario, segment, self.mappings, self.options.protection)
+            if expected is None:
+                return None
+            profile, capture = self.folder / f"{segment}-wireshark", captures[segment]
+            return audit_wire(capture.path, keys, expected, profile=profile, summary=capture.summary)
+
+        with ThreadPoolExecutor(AUDITS_AT_ONCE) as pool:
+            found = {name: one for name, one in zip(captures, pool.map(audit, captures), strict=True) if one}
+        if found:
+            self.checks.append(merge_segments(found))
+            spis = {spi for one in found.values() for spi in one.details.get("spis", [])}
             self.checks = [confirm_on_the_wire(one, spis) if one.name == "rekey" else one for one in self.checks]
 
     # the record
@@ -297,16 +345,9 @@ class Run:
         self.checks.append(CheckResult(name=name, verdict=verdict, reason=reason))
 
     def _clients(self) -> list[ClientRecord]:
-        return client_records(
-            [tunnel.initiator for tunnel in self.scenario.tunnels()],
-            {view.client: view for view in self.views},
-            {
-                t.initiator: self.connect_seconds[t.name]
-                for t in self.scenario.tunnels()
-                if t.name in self.connect_seconds
-            },
-            self.checks,
-        )
+        if self.options.protection.mode not in self.scenario.modes:
+            return []
+        return client_records(self._conversations(), self.views, self.connect_seconds, self.checks)
 
     def _record(self, seconds: float) -> RunRecord:
         verdict, reason = conclude(self.checks)
@@ -358,10 +399,6 @@ def _stop(daemons: dict[str, Daemon]) -> list[str]:
         except StackError as error:
             problems.append(str(error))
     return problems
-
-
-def _address(network: str) -> str:
-    return network.partition("/")[0]
 
 
 def run_scenario(scenario: type[Scenario], argv: list[str]) -> int:

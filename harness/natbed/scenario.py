@@ -8,7 +8,6 @@ import inspect
 import ipaddress
 import pathlib
 import sys
-from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -17,9 +16,27 @@ import mininet.topo
 from .link import interface_name
 from .nat import presets
 from .nat.profile import Kind, NatProfile
-from .node import Host, Nat, Router, Segment
+from .node import Gateway, Host, Nat, Router, Segment, Station
+from .plans import Conversation, GatewayPlan, HostPlan, InternetPlan, LanPlan, NatPlan, Tunnel
+
+__all__ = [
+    "Conversation",
+    "GatewayPlan",
+    "HostPlan",
+    "InternetPlan",
+    "LanPlan",
+    "NatPlan",
+    "Scenario",
+    "ScenarioError",
+    "Tunnel",
+    "find",
+    "load_scenarios",
+    "main",
+    "scenarios_of",
+]
 
 PUBLIC = ipaddress.IPv4Network("203.0.113.0/24")  # RFC 5737: one /28 for each that is attached to the Internet
+PUBLIC_PREFIX = 28
 PROTECTED = ipaddress.IPv4Network("10.99.0.0/24")  # hosts on the Internet: one address each for tunnel traffic
 FIRST_HOST = 11  # the last octet of the first host on a LAN
 LONGEST_NAME = 10  # octets of a node's name, since "-eth99" and Linux's 15 for an interface's
@@ -29,61 +46,6 @@ class ScenarioError(Exception):
     """A scenario cannot be built as it is written, or found; the message says why."""
 
 
-@dataclass(frozen=True)
-class Tunnel:
-    """An SA pair that a scenario wants: who starts it, who answers."""
-
-    initiator: str
-    responder: str
-    name: str = ""
-
-    def __post_init__(self) -> None:
-        if not self.name:
-            object.__setattr__(self, "name", f"{self.initiator}-{self.responder}")
-
-
-@dataclass(frozen=True)
-class InternetPlan:
-    """The Internet: a router, each attached node on a network of its own."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class LanPlan:
-    """A LAN: `name` is its segment, `gateway` the router's address, `router` its name."""
-
-    name: str
-    network: ipaddress.IPv4Network
-    gateway: str
-    router: str
-
-
-@dataclass(frozen=True)
-class HostPlan:
-    """An end system: its IKE address, its default gateway, what its tunnels are for ("10.99.0.1/32"), where it is."""
-
-    name: str
-    address: str
-    gateway: str
-    protected: str
-    on: str
-
-
-@dataclass(frozen=True)
-class NatPlan:
-    """A NAT: its outside address, and the names of its interfaces outside and inside."""
-
-    name: str
-    public_address: str
-    gateway: str
-    wan: InternetPlan | LanPlan
-    wan_interface: str
-    lan_interface: str
-    lan: LanPlan
-    profile: NatProfile
-
-
 class Scenario(mininet.topo.Topo):
     """A network and the tunnels through it. A subclass says which: `build` from the blocks below, and `tunnels`."""
 
@@ -91,14 +53,24 @@ class Scenario(mininet.topo.Topo):
     """Its name on the command line; the draft's own (3.1) where it has one."""
     title: ClassVar[str] = ""
     """One line for people."""
+    modes: ClassVar[tuple[str, ...]] = ("tunnel", "transport")
+    """The modes that it can run in."""
+    not_supported: ClassVar[dict[str, str]] = {}
+    """Why it cannot run in the other modes, for people."""
+    client_counts: ClassVar[tuple[int, ...]] = (1, 2, 3)
+    """How many clients it makes sense with; (1,) where that does not vary."""
+    nats: ClassVar[tuple[str, ...]] = ("masquerade",)
+    """The presets that `nat` of its `build` may take."""
 
     def __init__(self, **parameters: Any) -> None:
         """`parameters` are those of the subclass's `build`. Raises `ScenarioError`."""
         self.hosts_planned: dict[str, HostPlan] = {}
+        self.stations_planned: dict[str, HostPlan] = {}
         self.nats_planned: dict[str, NatPlan] = {}
+        self._gateways: dict[str, GatewayPlan] = {}
         self._lans: dict[str, LanPlan] = {}
         self._internet: InternetPlan | None = None
-        self._public = PUBLIC.subnets(new_prefix=28)
+        self._public = PUBLIC.subnets(new_prefix=PUBLIC_PREFIX)
         self._protected = PROTECTED.hosts()
         self._next_on_lan: dict[str, int] = {}
         super().__init__(**parameters)
@@ -130,24 +102,58 @@ class Scenario(mininet.topo.Topo):
         lan_name: str = "",
     ) -> NatPlan:
         """A NAT with a LAN behind it, its result's `lan`. The LAN's segment is "home", "home2", ... if not named."""
-        try:
-            network = ipaddress.IPv4Network(lan)
-        except ValueError as error:
-            raise ScenarioError(f"{name}: LAN {lan}: {error}") from None
         outside, inside = interface_name(name, 0), interface_name(name, 1)
-        segment = lan_name or f"home{len(self._lans) + 1 if self._lans else ''}"
-        plan = LanPlan(segment, network, str(network[1]), name)
-        self._add(name, Nat, wan=outside, lan=inside, profile=profile)
-        self._add(segment, Segment, switch=True)
+        static: list[tuple[str, str]] = []
+        network = self._network(name, lan)
+        self._add(name, Nat, wan=outside, lan=inside, profile=profile, static=static)
         public, gateway = self._attach(name, wan)
         self.nodeInfo(name)["public_address"] = public
-        self.addLink(name, segment, address1=f"{plan.gateway}/{network.prefixlen}")
-        self._lans[segment] = plan
-        self._next_on_lan[segment] = FIRST_HOST
-        result = self.nats_planned[name] = NatPlan(name, public, gateway, wan, outside, inside, plan, profile)
+        plan = self._lan(name, network, lan_name)
+        result = NatPlan(name, public, gateway, wan, outside, inside, plan, profile, static)
+        self.nats_planned[name] = result
         if profile.kind is Kind.NONE:
             self._route_back(str(network), public, wan)
         return result
+
+    def gateway(
+        self,
+        name: str,
+        wan: InternetPlan | LanPlan,
+        lan: str = "192.168.1.0/24",
+        lan_name: str = "",
+        mapped: str = "",
+        remote: tuple[str, str] | None = None,
+    ) -> GatewayPlan:
+        """A host that runs the implementation for a LAN behind it, its result's `lan`.
+
+        With `mapped`, a network of the same size, the LAN goes through its tunnels by these addresses: the gateway
+        translates before tunnel ingress. `remote` are a network in its tunnels and another as which that appears on
+        this LAN: the gateway translates after tunnel egress. Host bits are kept.
+        """
+        network = self._network(name, lan)
+        protected = self._network(name, mapped or lan)
+        if protected.prefixlen != network.prefixlen:
+            raise ScenarioError(f"{name}: {lan} and {mapped} have not the same size")
+        inside = interface_name(name, 1)
+        self._add(name, Gateway, lan=inside, network=str(network), protected=str(protected), remote=remote)
+        address, gateway = self._attach(name, wan)
+        self.nodeInfo(name)["address"] = address
+        plan = self._lan(name, network, lan_name)
+        public = self._public_address(address, wan)
+        result = GatewayPlan(
+            name, address, gateway, str(protected), wan.name, public, lan=plan, lan_interface=inside, remote=remote
+        )
+        self.hosts_planned[name] = result
+        self._gateways[name] = result
+        return result
+
+    def station(self, name: str, on: LanPlan) -> HostPlan:
+        """An end system on a gateway's LAN, which knows nothing of IPsec."""
+        self._add(name, Station)
+        address, gateway = self._attach(name, on)
+        self.nodeInfo(name).update(address=address, protected=f"{address}/32")
+        plan = self.stations_planned[name] = HostPlan(name, address, gateway, f"{address}/32", on.name)
+        return plan
 
     def host(self, name: str, on: InternetPlan | LanPlan, protected: str | None = None) -> HostPlan:
         """An end system. What it protects is its own address behind a NAT, elsewhere an inner address on `lo`.
@@ -161,14 +167,19 @@ class Scenario(mininet.topo.Topo):
             translated = isinstance(on, LanPlan) and self.nats_planned[on.router].profile.kind is not Kind.NONE
             protected = f"{address if translated else next(self._protected)}/32"
         self.nodeInfo(name).update(address=address, protected=protected)
-        plan = self.hosts_planned[name] = HostPlan(name, address, gateway, protected, on.name)
+        public = self._public_address(address, on)
+        plan = self.hosts_planned[name] = HostPlan(name, address, gateway, protected, on.name, public)
         return plan
 
     # what has been planned
 
     def plan(self, name: str) -> HostPlan | NatPlan:
         """The plan of a host or NAT. Raises KeyError that says which there are."""
-        plans: dict[str, HostPlan | NatPlan] = {**self.hosts_planned, **self.nats_planned}
+        plans: dict[str, HostPlan | NatPlan] = {
+            **self.hosts_planned,
+            **self.stations_planned,
+            **self.nats_planned,
+        }
         if name not in plans:
             raise KeyError(f"no plan for {name!r}; there are {', '.join(plans)}")
         return plans[name]
@@ -176,17 +187,74 @@ class Scenario(mininet.topo.Topo):
     @property
     def clients(self) -> list[str]:
         """The names of the hosts that are called client..., in the order in which they were made."""
-        return [name for name in self.hosts_planned if name.startswith("client")]
+        return [name for name in (*self.hosts_planned, *self.stations_planned) if name.startswith("client")]
 
     @property
     def servers(self) -> list[str]:
         """The names of the hosts that are called server..., in the order in which they were made."""
-        return [name for name in self.hosts_planned if name.startswith("server")]
+        return [name for name in (*self.hosts_planned, *self.stations_planned) if name.startswith("server")]
 
     @property
-    def nats(self) -> list[str]:
+    def nat_names(self) -> list[str]:
         """The names of the NATs, outer ones first."""
         return list(self.nats_planned)
+
+    def routers_before(self, name: str) -> list[NatPlan]:
+        """The NATs between a host and the Internet, the innermost first; those that only route are among them."""
+        found = []
+        on: InternetPlan | LanPlan | None = self._lans.get(self.hosts_planned[name].on)
+        while isinstance(on, LanPlan):
+            found.append(self.nats_planned[on.router])
+            on = found[-1].wan
+        return found
+
+    def nats_before(self, name: str) -> list[NatPlan]:
+        """The NATs that translate between a host and the Internet, the innermost first."""
+        return [nat for nat in self.routers_before(name) if nat.profile.kind is not Kind.NONE]
+
+    def networks(self, tunnel: Tunnel) -> tuple[str, str]:
+        """What a tunnel joins in tunnel mode: the network at the initiator, and the one at the responder."""
+        initiator, responder = self.hosts_planned[tunnel.initiator], self.hosts_planned[tunnel.responder]
+        return tunnel.initiator_network or initiator.protected, tunnel.responder_network or responder.protected
+
+    def conversations(self, mode: str) -> list[Conversation]:
+        """Who talks to whom through the tunnels, at which addresses, and who may begin.
+
+        In transport mode clients begin, which is all that the draft (1) promises through a NAT.
+        """
+        return [
+            self._conversation(tunnel, client, server, mode)
+            for tunnel in self.tunnels()
+            for client, server in tunnel.joins or ((tunnel.initiator, tunnel.responder),)
+        ]
+
+    def _conversation(self, tunnel: Tunnel, client: str, server: str, mode: str) -> Conversation:
+        if mode == "transport":
+            here, there = self.hosts_planned[client], self.hosts_planned[server]
+            addresses = here.address, there.address, here.public, there.public
+        else:
+            (near, near_inside), (far, far_inside) = self._inner_address(client), self._inner_address(server)
+            addresses = near, far, self._known_as(near_inside, server), self._known_as(far_inside, client)
+        return Conversation(tunnel.name, client, server, *addresses, both_ways=mode != "transport")
+
+    def in_tunnel(self, name: str) -> str:
+        """The address that a node has inside its tunnels, in tunnel mode."""
+        return self._inner_address(name)[1]
+
+    def _inner_address(self, name: str) -> tuple[str, str]:
+        """The address that a node itself uses in tunnel mode, and the one that it has inside the tunnel."""
+        if name in self.stations_planned:
+            address = self.stations_planned[name].address
+            return address, self._gateway_of(name).in_tunnel(address)
+        own = self.hosts_planned[name].protected.partition("/")[0]
+        return own, own
+
+    def _known_as(self, address: str, by: str) -> str:
+        """What an address inside a tunnel is to a node at the tunnel's end."""
+        return self._gateway_of(by).on_lan(address) if by in self.stations_planned else address
+
+    def _gateway_of(self, station: str) -> GatewayPlan:
+        return next(one for one in self._gateways.values() if one.lan.name == self.stations_planned[station].on)
 
     @classmethod
     def drawing(cls) -> str:
@@ -220,9 +288,54 @@ class Scenario(mininet.topo.Topo):
                 raise ScenarioError(f"{name}: {on.network} has no address left for it")
             self._next_on_lan[on.name] = number + 1
             gateway, address = on.gateway, str(on.network[number])
+            self._give_public_address(on, address)
             self.addLink(name, on.name, address1=f"{address}/{on.network.prefixlen}")
         self.nodeInfo(name)["routes"].append(("default", gateway))
         return address, gateway
+
+    def _network(self, name: str, network: str) -> ipaddress.IPv4Network:
+        try:
+            return ipaddress.IPv4Network(network)
+        except ValueError as error:
+            raise ScenarioError(f"{name}: LAN {network}: {error}") from None
+
+    def _lan(self, router: str, network: ipaddress.IPv4Network, name: str) -> LanPlan:
+        """A LAN with its segment, behind a router that has been attached to the outside."""
+        segment = name or f"home{len(self._lans) + 1 if self._lans else ''}"
+        plan = LanPlan(segment, network, str(network[1]), router)
+        self._add(segment, Segment, switch=True)
+        self.addLink(router, segment, address1=f"{plan.gateway}/{network.prefixlen}")
+        self._lans[segment] = plan
+        self._next_on_lan[segment] = FIRST_HOST
+        return plan
+
+    def _give_public_address(self, on: LanPlan, inside: str) -> None:
+        """Where the LAN's NAT is 1:1, give it an outside address for a host."""
+        nat = self.nats_planned.get(on.router)
+        if nat is None or nat.profile.kind is not Kind.ONE_TO_ONE:
+            return
+        if isinstance(nat.wan, LanPlan):
+            number = self._next_on_lan[nat.wan.name]
+            self._next_on_lan[nat.wan.name] = number + 1
+            network, outside = nat.wan.network, nat.wan.network[number]
+            self._give_public_address(nat.wan, str(outside))
+        else:
+            network = ipaddress.IPv4Network(f"{nat.public_address}/{PUBLIC_PREFIX}", strict=False)
+            outside = ipaddress.IPv4Address(nat.public_address) + len(nat.static) + 1
+        if outside not in network or outside == network.broadcast_address:
+            raise ScenarioError(f"{nat.name}: {network} has no address left for {inside}")
+        nat.static.append((f"{outside}/{network.prefixlen}", inside))
+
+    def _public_address(self, address: str, on: InternetPlan | LanPlan) -> str:
+        """The address by which the Internet knows what has `address` there."""
+        if isinstance(on, InternetPlan):
+            return address
+        nat = self.nats_planned[on.router]
+        if nat.profile.kind is Kind.ONE_TO_ONE:
+            address = {inside: outside.partition("/")[0] for outside, inside in nat.static}[address]
+        elif nat.profile.kind is Kind.MASQUERADE:
+            address = nat.public_address
+        return self._public_address(address, nat.wan)
 
     def _route_back(self, network: str, via: str, wan: InternetPlan | LanPlan) -> None:
         """Make a network behind a plain router known to those before it, up to the next NAT."""

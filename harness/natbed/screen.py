@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import rich.box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from .checks import Verdict
@@ -31,6 +31,7 @@ COLUMNS = (
     "wire",
     "verdict",
 )
+_SHORT_NAME, _WIDTH_WITHOUT_NAMES = 10, 80
 COLOURS = {Verdict.PASSED: "green", Verdict.FAILED: "red", Verdict.LAB_BROKEN: "yellow"}
 
 
@@ -46,7 +47,10 @@ class Screen:
         run = Run(scenario, options, self._step)
         with self._progress.status("") as self._status:
             record = run.execute()
-        self._out.print(run_table(record))
+        longest = max((len(client.name) for client in record.clients), default=0)
+        # names of two nodes need more than 80 columns: better a long line than figures cut off
+        width = max(self._out.width, _WIDTH_WITHOUT_NAMES + longest) if longest > _SHORT_NAME else None
+        (Console(width=width) if width else self._out).print(run_table(record))
         for check in record.checks:
             line = Text.assemble((f"  {check.verdict:<10} ", COLOURS[check.verdict]), f"{check.name}: {check.reason}")
             self._out.print(line)
@@ -127,7 +131,9 @@ def _verdict(verdict: Verdict | None) -> Text:
 
 def doctor_table(findings: Sequence[Finding]) -> Table:
     """What was tried, what came of it, and what to do."""
-    table = Table("", "what", "found", "what to do", box=rich.box.SIMPLE_HEAD)
+    # Folded: the names of settings are long words, and to be typed.
+    sentences = [Column(header, overflow="fold") for header in ("found", "what to do")]
+    table = Table("", "what", *sentences, box=rich.box.SIMPLE_HEAD)
     for finding in findings:
         state = ("ok", "green") if finding.ok else ("missing", "red") if finding.needed else ("absent", "yellow")
         table.add_row(Text(*state), finding.name, finding.detail, "" if finding.ok else finding.remedy)

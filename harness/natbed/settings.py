@@ -6,14 +6,16 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .scenario import HostPlan, Scenario, Tunnel
-from .stacks.base import Credentials, HostSettings, Timing, TunnelSettings
+from .plans import GatewayPlan, HostPlan, Tunnel
+from .scenario import Scenario
+from .stacks.base import Credentials, Forwards, HostSettings, Timing, TunnelSettings
 
 MODES = ("tunnel", "transport")
 EXCHANGES = ("main", "aggressive")
 AUTHENTICATIONS = ("psk", "rsa")
 ENCAPSULATIONS = ("auto", "always", "never")
 REKEYS = ("none", "initiator", "responder", "both")
+POOL = "10.200.0.0/24"  # of a responder whose peers' inner addresses may be the same
 DOMAIN = "natbed.example"  # RFC 2606: names that mean nothing outside
 
 
@@ -46,34 +48,62 @@ def host_settings(
     timing: Timing = Timing(),  # noqa: B008 - frozen
     credentials: Mapping[str, Credentials] | None = None,
 ) -> dict[str, HostSettings]:
-    """Settings by host. Every tunnel gets a pre-shared key of its own; responders do not know where peers come from.
+    """Settings by host. Every pair of hosts has a pre-shared key of its own; responders do not know where peers come
+    from.
 
     `credentials`, by host, are those of certificates, for `protection.authentication` rsa.
     """
     tunnels: dict[str, list[TunnelSettings]] = {name: [] for name in scenario.hosts_planned}
+    keys: dict[tuple[str, str], str] = {}
     for tunnel in scenario.tunnels():
-        secret = secrets.token_hex(16)
+        secret = keys.setdefault((tunnel.initiator, tunnel.responder), secrets.token_hex(16))
         initiator = scenario.hosts_planned[tunnel.initiator]
         responder = scenario.hosts_planned[tunnel.responder]
-        tunnels[initiator.name].append(_side(tunnel, initiator, responder, responder.address, secret, protection))
-        tunnels[responder.name].append(_side(tunnel, responder, initiator, None, secret, protection))
+        here, there = scenario.networks(tunnel)
+        tunnels[initiator.name].append(_side(tunnel, responder, responder.public, secret, here, there, protection))
+        tunnels[responder.name].append(
+            _side(tunnel, initiator, None, secret, there, here, protection, translate=tunnel.translate)
+        )
     return {
-        name: HostSettings(plan.address, identity(name), tuple(tunnels[name]), (credentials or {}).get(name), timing)
+        name: HostSettings(
+            plan.address,
+            identity(name),
+            tuple(tunnels[name]),
+            (credentials or {}).get(name),
+            _forwards(plan, tunnels[name]),
+            timing,
+            POOL if any(tunnel.translate for tunnel in tunnels[name]) else None,
+        )
         for name, plan in scenario.hosts_planned.items()
         if tunnels[name]
     }
 
 
+def _forwards(plan: HostPlan, tunnels: list[TunnelSettings]) -> Forwards | None:
+    """Of a gateway that translates: a source is mapped only after the route is chosen."""
+    if not isinstance(plan, GatewayPlan) or (plan.protected == str(plan.lan.network) and plan.remote is None):
+        return None
+    return Forwards(plan.lan_interface, tuple(dict.fromkeys(tunnel.remote_network for tunnel in tunnels)))
+
+
 def _side(
-    tunnel: Tunnel, here: HostPlan, there: HostPlan, peer_address: str | None, secret: str, protection: Protection
+    tunnel: Tunnel,
+    peer: HostPlan,
+    peer_address: str | None,
+    secret: str,
+    local_network: str,
+    remote_network: str,
+    protection: Protection,
+    *,
+    translate: bool = False,
 ) -> TunnelSettings:
     return TunnelSettings(
         name=tunnel.name,
         peer_address=peer_address,
-        peer_identity=identity(there.name),
+        peer_identity=identity(peer.name),
         secret=secret,
-        local_network=here.protected,
-        remote_network=there.protected,
+        local_network=local_network,
+        remote_network=remote_network,
         ike_suite=protection.ike_suite,
         esp_suite=protection.esp_suite,
         pfs=protection.pfs,
@@ -81,4 +111,5 @@ def _side(
         mode=protection.mode,
         exchange=protection.exchange,
         authentication=protection.authentication,
+        translate=translate and protection.mode == "tunnel",
     )

@@ -111,3 +111,12 @@ def test_ping_losses_and_times_are_read() -> None:
     }
     with pytest.raises(FlowError, match="unknown host"):
         parse_ping("", "ping: unknown host")
+
+
+def test_a_ping_that_is_never_answered_is_lost_though_a_later_one_was() -> None:
+    lines = [f"128 bytes from 10.0.0.2: icmp_seq={n} ttl=64 time=0.1 ms" for n in (1, 2, 4, 5, 6)]
+    summary = "6 packets transmitted, 5 received, 16% packet loss\nrtt min/avg/max/mdev = 0.1/0.1/0.1/0.0 ms"
+    printed = "\n".join([*lines, summary])
+    assert parse_ping(printed, "", wanted=5)["problem"] == "4 of 5 pings were answered"
+    all_five = printed.replace("icmp_seq=6", "icmp_seq=3")
+    assert parse_ping(all_five, "", wanted=5)["problem"] == "", "the sixth was sent while the third was awaited"

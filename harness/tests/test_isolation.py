@@ -10,15 +10,17 @@ import sys
 import threading
 
 import pytest
+from ordinary_user import FORBIDDEN
 
 from natbed.isolation import IsolationError, NamespaceThread
 
 pytestmark = pytest.mark.usefixtures("isolated")
 
 
-def in_child(program: str) -> subprocess.CompletedProcess[str]:
-    """What a Python program says in a process of its own."""
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=20, check=False)
+def in_child(program: str, *before: str) -> subprocess.CompletedProcess[str]:
+    """What a Python program says in a process of its own, which the command `before` starts."""
+    command = [*before, sys.executable, "-c", program]
+    return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
 
 
 def test_an_isolated_process_sees_only_itself() -> None:
@@ -50,11 +52,36 @@ def test_a_process_with_threads_is_refused() -> None:
     assert "IsolationError: cannot isolate: the process has 2 threads already" in done.stderr
 
 
-def test_without_rights_the_error_says_what_to_do() -> None:
-    done = in_child("import natbed.isolation as i, os\nos.setgid(65534); os.setuid(65534)\ni.isolate()\n")
-    assert done.stderr.splitlines()[-1].endswith(
-        "IsolationError: cannot make private namespaces: Operation not permitted: run as root"
+def test_without_rights_a_user_namespace_gives_them() -> None:
+    """As root without a capability; test_rootless.py has real users."""
+    program = (
+        "import os, pathlib\n"
+        "from natbed.isolation import isolate\n"
+        "isolate()\n"
+        "print(os.geteuid(), pathlib.Path('/proc/self/uid_map').read_text().split(), os.listdir('/sys/class/net'))\n"
     )
+    done = in_child(program, "setpriv", "--bounding-set=-sys_admin", "--inh-caps=-all", "--")
+    assert done.stdout == "0 ['0', '0', '1'] ['lo']\n", done.stderr
+
+
+def test_where_no_user_namespace_can_be_had_the_error_says_what_forbids_it() -> None:
+    """The limit is set in a user namespace of this test only."""
+    done = in_child("import natbed.isolation as i; i.isolate()", *FORBIDDEN)
+    assert done.stderr.splitlines()[-1].endswith(
+        "IsolationError: cannot make a user namespace: No space left on device: "
+        "run as root, or change sysctl user.max_user_namespaces, which is 0"
+    )
+
+
+def test_a_process_with_threads_of_its_own_becomes_no_root() -> None:
+    done = in_child(
+        "import _thread, threading\n"
+        "from natbed.isolation import isolate\n"
+        "end = threading.Event(); _thread.start_new_thread(end.wait, ())\n"  # as xdist's workers have
+        "isolate()\n",
+        *("setpriv", "--bounding-set=-sys_admin", "--inh-caps=-all", "--"),
+    )
+    assert "IsolationError: cannot make a user namespace: this process has threads already" in done.stderr
 
 
 def test_the_runtime_directory_comes_with_isolation() -> None:

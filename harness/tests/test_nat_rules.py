@@ -51,6 +51,42 @@ def test_masquerade_is_these_rules() -> None:
     )
 
 
+def test_one_to_one_maps_both_ways_and_lets_in_what_is_for_an_outside_address() -> None:
+    pairs = [("203.0.113.3", "192.168.1.11"), ("203.0.113.4", "192.168.1.12")]
+    assert rules.render(presets.ONE_TO_ONE, "w", "l", pairs) == (
+        "*nat\n"
+        ":PREROUTING ACCEPT [0:0]\n"
+        ":INPUT ACCEPT [0:0]\n"
+        ":OUTPUT ACCEPT [0:0]\n"
+        ":POSTROUTING ACCEPT [0:0]\n"
+        "-A PREROUTING -d 203.0.113.3/32 -i w -j NETMAP --to 192.168.1.11/32\n"
+        "-A PREROUTING -d 203.0.113.4/32 -i w -j NETMAP --to 192.168.1.12/32\n"
+        "-A POSTROUTING -s 192.168.1.11/32 -o w -j NETMAP --to 203.0.113.3/32\n"
+        "-A POSTROUTING -s 192.168.1.12/32 -o w -j NETMAP --to 203.0.113.4/32\n"
+        "COMMIT\n"
+        "*filter\n"
+        ":INPUT ACCEPT [0:0]\n"
+        ":FORWARD ACCEPT [0:0]\n"
+        ":OUTPUT ACCEPT [0:0]\n"
+        "-A INPUT -i w -p udp -m conntrack --ctstate NEW -j DROP\n"
+        "-A FORWARD -i w -o l -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP\n"
+        "COMMIT\n"
+    )
+
+
+def test_a_gateway_maps_its_lan_before_ingress_and_the_other_after_egress() -> None:
+    before = rules.render_prefixes("l", "192.168.1.0/24", "10.2.0.0/24")
+    assert rules.rules_of(before) == [
+        "nat: -A POSTROUTING -s 192.168.1.0/24 ! -o l -j NETMAP --to 10.2.0.0/24",
+        "nat: -A PREROUTING -d 10.2.0.0/24 ! -i l -j NETMAP --to 192.168.1.0/24",
+    ]
+    after = rules.render_prefixes("l", "192.168.1.0/24", "192.168.1.0/24", ("192.168.1.0/24", "10.1.0.0/24"))
+    assert rules.rules_of(after) == [
+        "nat: -A POSTROUTING -s 192.168.1.0/24 -o l -j NETMAP --to 10.1.0.0/24",
+        "nat: -A PREROUTING -d 10.1.0.0/24 -i l -j NETMAP --to 192.168.1.0/24",
+    ]
+
+
 def test_a_router_translates_filters_and_tracks_nothing() -> None:
     text = rules.render(presets.ROUTED, "nat-eth0", "nat-eth1")
     assert rules.rules_of(text) == []

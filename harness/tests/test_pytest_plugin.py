@@ -80,8 +80,8 @@ def test_a_users_scenarios_run_and_their_verdicts_are_told_apart(foreign: pathli
     assert done.returncode == 1, done.stdout + done.stderr
     assert "nets/mine.py::OWN PASSED" in done.stdout
     assert "nets/mine.py::BAD FAILED" in done.stdout
-    assert "nets/mine.py::LOST FAILED" in done.stdout
-    assert "2 failed, 1 passed" in done.stdout
+    assert "nets/mine.py::LOST ERROR" in done.stdout, "a broken lab is an error, apart from failures"
+    assert "1 failed, 1 passed, 1 error" in done.stdout
     lines = done.stdout.splitlines()
     (failed,) = [line for line in lines if line.startswith("failed: ")]
     assert failed.startswith("failed: espthrunat: client1: espthrunat did not start: ")
@@ -118,6 +118,38 @@ def test_only_files_that_are_named_or_in_topologies_are_collected(foreign: pathl
     (foreign / "nets").rename(foreign / "topologies")
     done = run_pytest(".", "--natbed", "--collect-only", "-q", cwd=foreign)
     assert done.stdout.split()[:3] == [f"topologies/mine.py::{letter}" for letter in ("OWN", "BAD", "LOST")]
+
+
+def test_a_folder_that_is_named_is_collected_but_for_files_that_are_not_about_natbed(foreign: pathlib.Path) -> None:
+    (foreign / "nets" / "other.py").write_text("raise SystemExit('other.py was run')\n")
+    done = run_pytest("nets/", "--natbed", "--collect-only", "-q", cwd=foreign)
+    assert done.stdout.split()[:3] == [f"nets/mine.py::{letter}" for letter in ("OWN", "BAD", "LOST")]
+    assert "other.py was run" not in done.stdout + done.stderr
+
+
+def test_a_users_matrix_has_the_modes_that_the_scenario_has(foreign: pathlib.Path) -> None:
+    text = SCENARIOS.replace('letter = "BAD"', 'letter = "BAD"\n    modes = ("transport",)')
+    (foreign / "nets" / "mine.py").write_text(text)
+    done = run_pytest("nets/", "--natbed-matrix", "smoke", "--collect-only", "-q", "-k", "not LOST", cwd=foreign)
+    cells = ["OWN-tunnel", "OWN-transport", "BAD-transport"]
+    expected = [f"nets/mine.py::{cell}-aes128gcm16-main-psk-1-masquerade-both" for cell in cells]
+    assert done.stdout.split()[:3] == expected, done.stdout
+    done = run_pytest("nets/", "--natbed-matrix", "smoke", "--natbed-select", "OWN or", cwd=foreign)
+    assert done.returncode == 4
+    assert "ERROR: -k 'OWN or': no expression at its end" in done.stderr + done.stdout
+    done = run_pytest("nets/", "--natbed", "--natbed-repeat", "3", cwd=foreign)
+    assert done.returncode == 4
+    assert "are for --natbed-matrix" in done.stderr
+
+
+def test_a_scenario_without_tunnel_mode_runs_in_the_one_that_it_has(
+    foreign: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    (foreign / "nets" / "mine.py").write_text(SCENARIOS.replace('"OWN"', '"OWN"\n    modes = ("transport",)'))
+    results = tmp_path / "results"
+    done = run_pytest("nets/", "--natbed", "--natbed-seconds", 0, "--natbed-results", results, "-k", "OWN", cwd=foreign)
+    assert done.returncode == 0, done.stdout
+    assert store.load(results / "latest").mode == "transport"
 
 
 def test_a_scenario_file_that_cannot_be_read_is_one_clear_error(foreign: pathlib.Path) -> None:

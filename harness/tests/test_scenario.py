@@ -52,7 +52,7 @@ def test_each_attachment_to_the_internet_has_its_network() -> None:
 
 def test_nats_can_stand_behind_nats() -> None:
     scenario = NatBehindNat()
-    assert scenario.nats == ["nat", "gw"]
+    assert scenario.nat_names == ["nat", "gw"]
     assert scenario.nats_planned["gw"].public_address == "192.168.1.11"
     assert scenario.nats_planned["gw"].lan.name == "home2"
     assert scenario.hosts_planned["client"].address == "172.16.0.11"
@@ -104,3 +104,49 @@ def test_a_broken_file_is_named(tmp_path: pathlib.Path) -> None:
     file.write_text("1 / 0\n")
     with pytest.raises(ScenarioError, match=f"{re.escape(str(file))}: ZeroDivisionError"):
         scenarios_of(file)
+
+
+def test_a_one_to_one_nat_gives_each_host_an_address_of_its_own() -> None:
+    scenario = find("D")()
+    assert scenario.nats_planned["nat"].static == [
+        ("203.0.113.3/28", "172.16.1.11"),
+        ("203.0.113.4/28", "172.16.1.12"),
+    ]
+    assert [scenario.hosts_planned[name].public for name in ("client1", "server1", "server2")] == [
+        "203.0.113.18",
+        "203.0.113.3",
+        "203.0.113.4",
+    ]
+    with pytest.raises(ScenarioError, match=r"nat: 203\.0\.113\.0/28 has no address left for 192\.168\.1\.23"):
+        find("A")(clients=13, nat=presets.ONE_TO_ONE)
+
+
+def test_a_host_behind_nats_in_a_row_is_known_by_the_outermost() -> None:
+    scenario = NatBehindNat()
+    assert scenario.hosts_planned["client"].public == "203.0.113.2"
+    assert [nat.name for nat in scenario.nats_before("client")] == ["gw", "nat"]
+    assert scenario.nats_before("server") == []
+    routed = NatBehindNat(inner="routed")
+    assert [nat.name for nat in routed.nats_before("client")] == ["nat"]
+    assert [nat.name for nat in routed.routers_before("client")] == ["gw", "nat"]
+
+
+@pytest.mark.parametrize(
+    ("placement", "networks"),
+    [("ingress", ("10.1.0.0/24", "10.2.0.0/24")), ("egress", ("192.168.1.0/24", "10.2.0.0/24"))],
+)
+def test_hosts_of_equal_lans_know_each_other_by_mapped_addresses(placement: str, networks: tuple[str, str]) -> None:
+    scenario = find("F1")(clients=1, placement=placement)
+    (tunnel,) = scenario.tunnels()
+    assert scenario.networks(tunnel) == networks, "what the tunnel carries depends on where is mapped"
+    first = scenario.conversations("tunnel")[0]
+    assert (first.client, first.client_address, first.client_seen) == ("client1", "192.168.1.11", "10.1.0.11")
+    assert (first.server, first.server_address, first.server_seen) == ("server1", "192.168.1.11", "10.2.0.11")
+    assert first.both_ways
+
+
+def test_in_transport_mode_hosts_are_known_by_their_public_addresses_and_clients_begin() -> None:
+    (talk,) = find("B")(clients=1).conversations("transport")
+    assert (talk.client_address, talk.client_seen) == ("192.168.1.11", "203.0.113.2")
+    assert (talk.server_address, talk.server_seen) == ("172.16.1.11", "203.0.113.19")
+    assert not talk.both_ways

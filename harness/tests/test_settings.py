@@ -10,7 +10,7 @@ import pytest
 
 from natbed.scenario import find
 from natbed.settings import Protection, host_settings
-from natbed.stacks.base import Credentials, HostSettings, Timing
+from natbed.stacks.base import Credentials, Forwards, HostSettings, Timing
 from natbed.stacks.espthrunat import _toml
 
 
@@ -76,3 +76,31 @@ def test_transport_mode_with_certificates_has_no_networks_and_no_secret(host: st
     assert (tunnel["mode"], tunnel["exchange"], tunnel["authentication"]) == ("transport", "aggressive", "rsa")
     assert (tunnel["dpd"], tunnel["keepalive"], tunnel["esp_lifetime"]) == (1, 0.5, 30)
     assert (tunnel["rebinding"], tunnel.get("start")) == ("authenticated", starts), "a responder cannot begin"
+
+
+def test_tunnels_of_the_same_two_gateways_share_their_key() -> None:
+    settings = host_settings(find("F")(clients=2), Protection())
+    assert sorted(settings) == ["corpgw", "homegw"], "hosts of their LANs know nothing of it"
+    for host in settings.values():
+        assert len(host.tunnels) == 4
+        assert len({tunnel.secret for tunnel in host.tunnels}) == 1
+    home = {tunnel.name: tunnel for tunnel in settings["homegw"].tunnels}
+    assert (home["client2-server1"].local_network, home["client2-server1"].remote_network) == (
+        "10.1.0.12/32",
+        "10.2.0.11/32",
+    )
+    assert settings["homegw"].forwards == Forwards("homegw-eth1", ("10.2.0.11/32", "10.2.0.12/32"))
+    assert host_settings(find("A")(), Protection())["server"].forwards is None
+
+
+def test_only_the_responder_translates_and_only_in_tunnel_mode() -> None:
+    settings = host_settings(find("E")(), Protection())
+    assert (settings["server"].pool, settings["client1"].pool) == ("10.200.0.0/24", None)
+    read = configuration(settings["server"])
+    assert read["local"]["pool"] == "10.200.0.0/24"
+    assert all(tunnel["translate"] for tunnel in read["connection"])
+    (tunnel,) = configuration(settings["client1"])["connection"]
+    assert "translate" not in tunnel
+    assert tunnel["local_network"] == "192.168.1.11/32"
+    transport = configuration(host_settings(find("E")(), Protection(mode="transport"))["server"])
+    assert "pool" not in transport["local"]

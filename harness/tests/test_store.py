@@ -13,6 +13,7 @@ import pytest
 
 from natbed.checks import CheckResult, Verdict
 from natbed.checks.discovery import TunnelView
+from natbed.plans import Conversation
 from natbed.results import store
 from natbed.results.record import ClientRecord, HostRecord, RunRecord, Throughput
 from natbed.results.summary import client_records
@@ -126,14 +127,26 @@ def flow(kind: str, path: str, passed: bool = True, loss: float = 0.0) -> dict[s
     return {"kind": kind, "path": path, "passed": passed, "loss_percent": loss}
 
 
+def conversation(client: str, server: str = "server") -> Conversation:
+    return Conversation(f"{client}-{server}", client, server, "a", "b", "a", "b", True)
+
+
 def result(name: str, details: dict[str, Any]) -> CheckResult:
     return CheckResult(name=name, verdict=Verdict.PASSED, reason="", details=details)
 
 
 def test_each_client_gets_its_own_figures() -> None:
     views = {
-        "client1": TunnelView(client="client1", inside="192.168.1.11", initiator=status(500), responder=status(500)),
-        "client2": TunnelView(client="client2", inside="192.168.1.12", initiator=status(500), responder=status(337)),
+        f"client{number}-server": TunnelView(
+            client=f"client{number}",
+            inside=f"192.168.1.1{number}",
+            initiator=status(500),
+            responder=status(port),
+            nat=True,
+            seen=("203.0.113.2", port),
+            dialed=("203.0.113.18", 500),
+        )
+        for number, port in ((1, 500), (2, 337))
     }
     there, back = "client1 (192.168.1.11) -> server (10.99.0.1)", "server (10.99.0.1) -> client1 (192.168.1.11)"
     second, eleventh = there.replace("client1", "client2"), there.replace("client1", "client11")
@@ -152,7 +165,8 @@ def test_each_client_gets_its_own_figures() -> None:
         for path, base in (("tunnel", 100), ("plain", 1000))
     }
     checks = [result("connectivity", {"flows": flows}), result("throughput client1", {**rates, "ratio": {}})]
-    one, two, three = client_records(["client1", "client2", "client3"], views, {"client1": 0.0786}, checks)
+    talk = [conversation(f"client{number}") for number in (1, 2, 3)]
+    one, two, three = client_records(talk, views, {"client1-server": 0.0786}, checks)
     assert one == ClientRecord(
         name="client1",
         nat_seen_by_initiator=True,
@@ -172,5 +186,15 @@ def test_each_client_gets_its_own_figures() -> None:
 
 def test_a_tunnel_that_could_not_be_measured_has_no_rates() -> None:
     plain_only = {"plain": {"forward": {"megabits_per_second": 1.0}, "reverse": {"megabits_per_second": 1.0}}}
-    (client,) = client_records(["client1"], {}, {}, [result("throughput client1", plain_only)])
+    (client,) = client_records([conversation("client1")], {}, {}, [result("throughput client1", plain_only)])
     assert client.throughput is None
+
+
+def test_a_client_of_two_servers_has_a_row_for_each() -> None:
+    path = "client1 (203.0.113.18) -> {} (10.99.0.2)"
+    flows = [flow("ping", path.format("server1"), loss=10.0), flow("ping", path.format("server2"), loss=20.0)]
+    talk = [conversation("client1", server) for server in ("server1", "server2")] + [conversation("client2", "server1")]
+    rows = client_records(talk, {}, {"client1-server2": 0.5}, [result("connectivity", {"flows": flows})])
+    assert [row.name for row in rows] == ["client1-server1", "client1-server2", "client2"]
+    assert [row.ping_loss_percent for row in rows] == [10.0, 20.0, None]
+    assert [row.connect_milliseconds for row in rows] == [None, 500.0, None]

@@ -31,9 +31,9 @@ from wire_world import (
 )
 
 from natbed.capture import CaptureSummary, Frame, write_pcap
-from natbed.checks import PATTERN, Verdict
+from natbed.checks import PATTERN, CheckResult, Verdict
 from natbed.checks.outer import WireExpectation
-from natbed.checks.wire import audit_wire
+from natbed.checks.wire import audit_wire, merge_segments
 
 pytestmark = pytest.mark.skipif(shutil.which("tshark") is None, reason="tshark is missing")
 
@@ -162,3 +162,17 @@ def test_a_capture_cut_short_is_a_broken_lab(tmp_path: Path) -> None:
     capture.write_bytes(capture.read_bytes()[:-1])
     result = audit_wire(capture, [], EXPECTED, profile=tmp_path / "wireshark")
     assert (result.verdict, "ends inside frame 1" in result.reason) == (Verdict.LAB_BROKEN, True)
+
+
+def test_the_worst_of_several_segments_decides_and_is_named() -> None:
+    def result(verdict: Verdict, reason: str) -> CheckResult:
+        return CheckResult(name="wire", verdict=verdict, reason=reason, details={"spis": [reason]})
+
+    good, bad = result(Verdict.PASSED, "all authentic"), result(Verdict.FAILED, "frame 9: ICMP")
+    blind = result(Verdict.LAB_BROKEN, "no keys")
+    merged = merge_segments({"nat": good, "server": bad, "nat2": blind})
+    assert (merged.verdict, merged.reason) == (Verdict.FAILED, "at server: frame 9: ICMP")
+    assert merged.details["segments"]["nat"] == {"verdict": Verdict.PASSED, "reason": "all authentic"}
+    assert merge_segments({"nat": bad, "server": good}).reason == "frame 9: ICMP"
+    assert merge_segments({"nat": good, "nat2": blind}).verdict is Verdict.LAB_BROKEN
+    assert merge_segments({"nat": good, "server": good}).reason == "all authentic"

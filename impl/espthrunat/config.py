@@ -52,6 +52,7 @@ class Config:
     tun: str
     path_mtu: int
     connections: tuple[Connection, ...]
+    pool: str = ""  # for connections that translate
     max_half_open: int = 1000
     new_phase1_per_second: float = 100.0
 
@@ -141,6 +142,7 @@ class _Reader(Checks):
             local.tun,
             local.path_mtu,
             tuple(connections),
+            self.pool("local.pool", local.pool, address, connections),
             local.max_half_open,
             local.new_phase1_per_second,
         )
@@ -181,6 +183,7 @@ class _Reader(Checks):
             exchange=exchange,
             authentication=authentication,
             mode=mode,
+            translate=table.translate,
             ike_suites=self._ike_suites(at + "ike", table.ike, exchange),
             esp_suites=tuple(
                 SUITES[self.known(at + "esp", name, SUITES)]

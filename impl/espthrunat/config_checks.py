@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from .ike.identity import Identity, IdentityPattern
-from .ike.policy import IkeSuite
+from .ike.policy import Connection, IkeSuite
+from .messages import Mode
 
 PROTOCOLS = {"any": 0, "icmp": 1, "tcp": 6, "udp": 17}
 WITH_PORTS = (6, 17)
@@ -52,6 +53,32 @@ class Checks:
             return str(ipaddress.IPv4Network(text))
         except ValueError as error:
             raise self.wrong(key, text, f"not an IPv4 network: {error}") from None
+
+    def pool(self, key: str, text: str | None, address: str, connections: Sequence[Connection]) -> str:
+        """The network that stands for those of peers: nobody else's, and large enough; "" for none."""
+        for index, connection in enumerate(connections):
+            at = f"connection[{index}]."
+            if connection.translate and connection.mode != Mode.TUNNEL:
+                raise self.wrong(at + "translate", True, "transport mode has no inner addresses")
+            if connection.translate and text is None:
+                raise self.wrong(at + "translate", True, "needs local.pool")
+        if text is None:
+            return ""
+        pool = ipaddress.IPv4Network(self.network(key, text))
+        if ipaddress.IPv4Address(address) in pool:
+            raise self.wrong(key, text, f"has local.address {address} in it")
+        for index, connection in enumerate(connections):
+            if connection.mode != Mode.TUNNEL:
+                continue
+            local, remote = (ipaddress.IPv4Network(n) for n in (connection.selector.local, connection.selector.remote))
+            at = f"connection[{index}]."
+            if local.subnet_of(pool):
+                raise self.wrong(key, text, f"has {at}local_network {local} in it")
+            if connection.translate and remote.prefixlen < pool.prefixlen:
+                raise self.wrong(at + "remote_network", str(remote), f"larger than local.pool {pool}")
+            if not connection.translate and remote.overlaps(pool):
+                raise self.wrong(key, text, f"overlaps {at}remote_network {remote}, which is not translated")
+        return str(pool)
 
     def identity(self, key: str, text: str) -> Identity:
         """Who somebody is in phase 1."""

@@ -50,10 +50,10 @@ class Daemon:
         self._query = 0
         self._plain = PlainEspWatch(self._timers, lambda: self._ask_plane(None, self._judge_plain_esp))
         self._keepalives: dict[messages.Path, float] = {}
-        self._policies = PlanePolicies(config.connections)
+        self._policies = PlanePolicies(config.connections, config.pool)
         self._stopping = False
         limits = Limits(half_open=config.max_half_open, new_per_second=config.new_phase1_per_second)
-        self._endpoint = Endpoint((config.address, config.port), config.connections, limits=limits)
+        self._endpoint = Endpoint((config.address, config.port), config.connections, limits=limits, pool=config.pool)
         self._keylog = KeyLog(keylog) if keylog else None
         if keylog:
             log.warning("keys are written to %s: who has them can read the traffic", keylog)
@@ -158,6 +158,7 @@ class Daemon:
     # what clients ask
 
     def _on_request(self, client: Client, request: dict[str, Any]) -> None:
+        self._flush()  # an answer must not know of SAs that the data plane and the key log do not
         command, name = request.get("command"), request.get("connection")
         if command == "status":
             self._status(client)

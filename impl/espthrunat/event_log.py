@@ -62,4 +62,5 @@ def _peer(path: Path) -> str:
 def _esp(child: ChildSa) -> str:
     way = "in UDP" if child.encapsulation == Encapsulation.UDP else "without UDP"
     mode = "transport mode, " if child.mode == Mode.TRANSPORT else ""
-    return f"{way}, {child.suite.name}, {mode}{child.selector.local} <-> {child.selector.remote}"
+    mapped = f" as {child.mapped}" if child.mapped else ""
+    return f"{way}, {child.suite.name}, {mode}{child.selector.local} <-> {child.selector.remote}{mapped}"

@@ -86,6 +86,7 @@ class AddSa(msgspec.Struct, frozen=True, tag="add_sa"):
     soft_octets: int = 0  # of inner packets, after which Expire(hard=False) is said once; 0 for never
     hard_octets: int = 0  # after which the SA carries nothing more; 0 for never
     rebinding: bool = False  # inbound: follow the peer to where an authentic, fresh packet comes from
+    mapped: str = ""  # tunnel mode: the network as which the selector's remote one appears here; "" for itself
 
 
 class DeleteSa(msgspec.Struct, frozen=True, tag="delete_sa"):
@@ -100,13 +101,15 @@ class AddPolicy(msgspec.Struct, frozen=True, tag="add_policy"):
     """Daemon to plane: traffic of this selector must be protected; without an SA it is dropped and acquired.
 
     Such traffic is routed into the TUN device, our own IKE and ESP excepted; `source` is the address the host prefers
-    for it ("" for none).
+    for it ("" for none). The first policy that a packet fits counts, but a `fallback` only when no other one does.
     """
 
     policy: str
     selector: Selector
     source: str = ""
     mode: Mode = Mode.TUNNEL
+    fallback: bool = False
+    steer: bool = True  # without it, a fallback has brought the traffic here already
 
 
 class DeletePolicy(msgspec.Struct, frozen=True, tag="delete_policy"):

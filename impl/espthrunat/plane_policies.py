@@ -1,8 +1,13 @@
-"""Which policies the data plane has: those of the configuration, and in transport mode one for each peer's address."""
+"""Which policies the data plane has: those of the configuration, and in transport mode one for each peer's address.
+
+Where inner addresses are translated there is one for each network that a peer's appears as.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+import msgspec
 
 from .ike.child_sa import ChildSa
 from .ike.policy import Connection
@@ -13,15 +18,19 @@ class PlanePolicies:
     """What to tell the plane when SAs come and go.
 
     A transport mode connection with any peer has no policy before its first SA: nothing else says whose traffic is to
-    be protected.
+    be protected. Nothing for the networks of `pool` goes out in clear, whether they are somebody's at present or not.
     """
 
-    def __init__(self, connections: Sequence[Connection]) -> None:
+    def __init__(self, connections: Sequence[Connection], pool: str = "") -> None:
         self._fixed = [
             AddPolicy(_name(connection), connection.selector, connection.source, connection.mode)
             for connection in connections
-            if connection.mode == Mode.TUNNEL or connection.remote is not None
+            if not connection.translate and (connection.mode == Mode.TUNNEL or connection.remote is not None)
         ]
+        for connection in connections:
+            selector = msgspec.structs.replace(connection.selector, remote=pool)
+            if connection.translate and all(policy.selector != selector for policy in self._fixed):
+                self._fixed.append(AddPolicy(connection.name, selector, connection.source, fallback=True))
         self._selectors: dict[str, Selector] = {}
         self._users: dict[str, set[int]] = {}  # inbound SPIs of a policy's pairs
         self._policy_of: dict[int, str] = {}  # as it was when the pair came: peers may move
@@ -42,6 +51,9 @@ class PlanePolicies:
         self._users.setdefault(name, set()).add(child.inbound_spi)
         self._policy_of[child.inbound_spi] = name
         known = self._selectors.get(name)
+        if known is None and child.mapped:
+            self._selectors[name] = selector = msgspec.structs.replace(child.selector, remote=child.mapped)
+            return AddPolicy(name, selector, steer=False)
         if known is not None and (child.mode == Mode.TUNNEL or not _wider(child.selector, known)):
             return None
         self._selectors[name] = child.selector

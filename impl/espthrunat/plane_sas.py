@@ -24,5 +24,6 @@ def add_sa(child: ChildSa, direction: Direction, connection: Connection) -> AddS
         mode=child.mode,
         soft_octets=int(child.octets * (SOFT_HERE if child.initiator else SOFT_THERE)),
         hard_octets=child.octets,
+        mapped=child.mapped,
         rebinding=connection.rebinding == Rebinding.AUTHENTICATED,
     )

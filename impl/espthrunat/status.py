@@ -42,14 +42,14 @@ def status(
             }
             for name, connection in endpoint.connections.items()
         ],
-        "ike_sas": [_ike_sa(sa, now) for sa in sas],
+        "ike_sas": [_ike_sa(sa, endpoint.is_replaced(sa), now) for sa in sas],
         "sas": [_pair(pair, now) for pair in usable],
         "retired": [_pair(pair, now) for pair in pairs if pair.retired],
         "plane": dict(plane),
     }
 
 
-def _ike_sa(sa: IkeSa, now: float) -> dict[str, Any]:
+def _ike_sa(sa: IkeSa, replaced: bool, now: float) -> dict[str, Any]:
     return {
         "connection": sa.connection.name,
         "role": "initiator" if sa.initiator else "responder",
@@ -57,6 +57,7 @@ def _ike_sa(sa: IkeSa, now: float) -> dict[str, Any]:
         "remote": sa.path.remote,
         "remote_port": sa.path.remote_port,
         "established": sa.established,
+        "replaced": replaced,
         "exchange": sa.connection.exchange.value,
         "authentication": sa.connection.authentication.value,
         "nat": sa.nat.value,
@@ -78,6 +79,7 @@ def _pair(pair: Pair, now: float) -> dict[str, Any]:
         "encapsulation": child.encapsulation.value,
         "local_network": child.selector.local,
         "remote_network": child.selector.remote,
+        "mapped_network": child.mapped,
         "traffic_protocol": _PROTOCOLS.get(child.selector.protocol, str(child.selector.protocol)),
         "traffic_local_port": child.selector.local_port,
         "traffic_remote_port": child.selector.remote_port,

@@ -39,8 +39,10 @@ def _peer(record: dict[str, Any]) -> str:
 
 
 def _traffic(record: dict[str, Any]) -> str:
-    """A selector as people read it: 10.0.0.1/32 <-> 10.0.0.2/32, udp 1701 <-> any."""
+    """A selector as people read it: 10.0.0.1/32 <-> 10.0.0.2/32 as 10.200.0.1/32, udp 1701 <-> any."""
     networks = f"{record['local_network']} <-> {record['remote_network']}"
+    if record["mapped_network"]:
+        networks += f" as {record['mapped_network']}"
     protocol, ports = record["traffic_protocol"], (record["traffic_local_port"], record["traffic_remote_port"])
     if protocol == "any":
         return networks
@@ -68,7 +70,7 @@ def status_tables(answer: dict[str, Any]) -> list[Table]:
             s["identity"],
             _peer(s),
             s["role"],
-            "established" if s["established"] else "under way",
+            "replaced" if s["replaced"] else "established" if s["established"] else "under way",
             f"{s['exchange']}, {s['authentication']}",
             s["nat"],
             s["suite"],

@@ -72,15 +72,16 @@ class PlaneModel:
 class Host:
     """An endpoint, its address, and everything that it said."""
 
-    def __init__(self, address: str, connections: list[Connection], seed: int) -> None:
+    def __init__(self, address: str, connections: list[Connection], seed: int, pool: str = "") -> None:
         self.address = address
         self.connections = connections
         self.seed = seed
+        self.pool = pool
         self.restart()
 
     def restart(self) -> None:
         """As after kill -9: nothing is remembered and nobody was told."""
-        self.endpoint = Endpoint((self.address, 500), self.connections, RepeatableEntropy(self.seed))
+        self.endpoint = Endpoint((self.address, 500), self.connections, RepeatableEntropy(self.seed), pool=self.pool)
         self.seed += 100_000
         self.plane = PlaneModel()
         self.events: list[events.Event] = []
@@ -108,6 +109,7 @@ class Fleet:
         nat: Nat | None = None,
         change: Callable[[Connection], Connection] = lambda connection: connection,
         serve: Callable[[Connection], Connection] = lambda connection: connection,
+        pool: str = "",
     ) -> None:
         self.now = 0.0
         self.nat = nat or Nat()
@@ -116,7 +118,7 @@ class Fleet:
         self.clients = [
             Host(f"192.168.{n >> 8}.{n & 255}", [change(client_connection(n))], seed * 7919 + n) for n in range(clients)
         ]
-        self.server = Host(SERVER, [serve(server_connection(n)) for n in range(clients)], -1 - seed)
+        self.server = Host(SERVER, [serve(server_connection(n)) for n in range(clients)], -1 - seed, pool)
         self.by_address = {host.address: host for host in [*self.clients, self.server]}
         self.sent: list[tuple[float, Path, bytes]] = []
         self._order = itertools.count()

@@ -282,3 +282,70 @@ def make_pki(folder: Path, name: str = "client1.example") -> str:
     (folder / "pki" / "host.pem").write_bytes(host.pem)
     (folder / "pki" / "host.key").write_bytes(pem_key(host.key))
     return pem_key(host.key).decode().splitlines()[5]
+
+
+GATEWAY = """
+[local]
+address = "203.0.113.18"
+identity = "gateway.example"
+pool = "10.200.0.0/24"
+
+[[connection]]
+name = "clients"
+remote_identity = "*.example"
+psk = "correct horse battery staple"
+local_network = "10.99.0.0/16"
+remote_network = "192.168.1.11/32"
+translate = true
+"""
+
+
+def test_a_gateway_translates_to_addresses_of_its_pool(tmp_path: Path) -> None:
+    config = load(write(tmp_path, GATEWAY))
+    assert config.pool == "10.200.0.0/24"
+    assert config.connections[0].translate
+    assert not load(write(tmp_path, GATEWAY.replace("translate = true", ""))).connections[0].translate
+    assert load(write(tmp_path, GOOD)).pool == ""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ('pool = "10.200.0.0/24"', "", "connection[0].translate = True: needs local.pool"),
+        ('"10.200.0.0/24"', '"10.200.0.1/24"', "local.pool = '10.200.0.1/24': not an IPv4 network"),
+        ('"10.200.0.0/24"', '"203.0.113.0/24"', "local.pool = '203.0.113.0/24': has local.address 203.0.113.18 in it"),
+        (
+            '"10.200.0.0/24"',
+            '"10.0.0.0/8"',
+            "local.pool = '10.0.0.0/8': has connection[0].local_network 10.99.0.0/16 in it",
+        ),
+        (
+            "192.168.1.11/32",
+            "192.168.0.0/16",
+            "connection[0].remote_network = '192.168.0.0/16': larger than local.pool 10.200.0.0/24",
+        ),
+        (
+            "192.168.1.11/32",
+            "10.200.0.9/32",
+            "overlaps connection[0].remote_network 10.200.0.9/32, which is not translated",
+        ),
+        (
+            'local_network = "10.99.0.0/16"\nremote_network = "192.168.1.11/32"',
+            'mode = "transport"',
+            "connection[0].translate = True: transport mode has no inner addresses",
+        ),
+    ],
+)
+def test_what_a_pool_cannot_be_is_named(tmp_path: Path, old: str, new: str, says: str) -> None:
+    text = GATEWAY.replace(old, new)
+    if "not translated" in says:
+        text = text.replace("translate = true", "")
+    with pytest.raises(ConfigError) as caught:
+        load(write(tmp_path, text))
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_client_may_have_an_address_of_the_pool_and_the_gateway_protect_more_than_the_pool(tmp_path: Path) -> None:
+    assert load(write(tmp_path, GATEWAY.replace("192.168.1.11/32", "10.200.0.9/32"))).pool
+    assert load(write(tmp_path, GATEWAY.replace("10.99.0.0/16", "0.0.0.0/0"))).pool

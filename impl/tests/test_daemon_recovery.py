@@ -47,8 +47,8 @@ def network(inside: Namespace) -> list[str]:
     """Everything that a plane could leave behind."""
     return [
         inside.run("ip", "-oneline", "link"),
-        inside.run("ip", "rule"),
-        inside.run("ip", "route", "show", "table", "all"),
+        inside.run("ip", "-4", "rule"),
+        inside.run("ip", "-4", "route", "show", "table", "all"),
     ]
 
 
@@ -84,8 +84,9 @@ def test_a_killed_plane_is_replaced_and_traffic_flows_again(
 def test_no_key_of_a_killed_plane_is_used_again(sides: tuple[Namespace, Namespace], tmp_path: FilePath) -> None:
     """Its sequence numbers, which are the nonces of AES-GCM, are lost with it."""
     keys = tmp_path / "keys"
-    with pair(sides, tmp_path, "--keylog", str(keys)) as (left, _):
+    with pair(sides, tmp_path, "--keylog", str(keys)) as (left, right):
         left.ask("up", connection="peer")
+        right.wait(is_up)
         before = left.ask("status")
         os.kill(left.plane, signal.SIGKILL)
         left.wait(has_new(before))

@@ -59,6 +59,7 @@ def test_rekeys_by_command_lose_nothing(sides: tuple[Namespace, Namespace], tmp_
     here, _ = sides
     with pair(sides, tmp_path, connection=(QUICKLY_OVER,)) as (left, right):
         left.ask("up", connection="peer")
+        right.wait(lambda status: bool(status["sas"]))  # before that, it cannot answer the first packet
         seen = [left.ask("status")]
         with ping(here, "-c", "2000") as stream:
             for end in (left, right, left):
@@ -121,6 +122,7 @@ def test_octets_that_are_used_up_make_a_new_pair_in_time(
     here, _ = sides
     with pair(sides, tmp_path, connection=("esp_octets = 102400", QUICKLY_OVER)) as (left, right):
         left.ask("up", connection="peer")
+        right.wait(lambda status: bool(status["sas"]))  # before that, it cannot answer the first packet
         first = left.ask("status")
         with ping(here, "-c", "300", "-s", "972") as stream:  # 1,000 octets a packet
             assert_nothing_lost(stream, 300)

@@ -46,11 +46,12 @@ def test_traffic_brings_nothing_up_where_that_is_not_wanted(
     sides: tuple[Namespace, Namespace], tmp_path: FilePath
 ) -> None:
     here, _ = sides
-    with pair(sides, tmp_path, connection=("acquire = false",)) as (left, _):
+    with pair(sides, tmp_path, connection=("acquire = false",)) as (left, right):
         assert not ping(here, INNER[1], "-I", INNER[0])
         status = left.ask("status")
         assert (status["sas"], status["ike_sas"]) == ([], [])
         left.ask("up", connection="peer")
+        right.wait(lambda status: bool(status["sas"]))  # before that, it cannot answer the first packet
         assert ping(here, INNER[1], "-I", INNER[0])
 
 

@@ -159,6 +159,22 @@ def test_the_first_policy_that_matches_counts() -> None:
     assert table.lookup(packet) is None
 
 
+def test_a_fallback_comes_after_all_others_whenever_they_came() -> None:
+    table = PolicyTable()
+    packet = header("10.1.0.1", "10.2.0.1", TCP, 5, 80)
+    table.add("pool", Selectors.of(Selector("10.1.0.0/16", "10.2.0.0/16")), fallback=True)
+    assert table.lookup(packet) == "pool"
+    table.add("peer", Selectors.of(Selector("10.1.0.0/16", "10.2.0.1/32")))
+    assert table.lookup(packet) == "peer"
+    table.remove("peer")
+    assert table.lookup(packet) == "pool"
+    table.add("pool", Selectors.of(Selector("10.1.0.0/16", "10.2.0.0/16")))  # no fallback any more
+    table.add("peer", Selectors.of(Selector("10.1.0.0/16", "10.2.0.1/32")))
+    assert table.lookup(packet) == "pool"
+    table.add("pool", Selectors.of(Selector("10.1.0.0/16", "10.2.0.0/16")), fallback=True)  # once again
+    assert table.lookup(packet) == "peer"
+
+
 def test_the_cache_does_not_grow_with_a_scan() -> None:
     table = PolicyTable()
     for port in range(10_000):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import select
+import signal
 import socket
 import struct
 import subprocess
@@ -43,6 +44,7 @@ IN, OUT = Direction.INBOUND, Direction.OUTBOUND
 SUITE = SUITES["aes128gcm16"]
 UDP_OVERHEAD = 36
 IP_MTU_DISCOVER, IP_PMTUDISC_DO = 10, 2
+SO_SNDBUFFORCE = 32
 COOKIE = b"\x01\x02\x03\x04\x05\x06\x07\x08"
 
 
@@ -50,6 +52,25 @@ COOKIE = b"\x01\x02\x03\x04\x05\x06\x07\x08"
 def sides() -> Iterator[tuple[Namespace, Namespace]]:
     with two_namespaces() as both:
         yield both
+
+
+def test_a_plane_that_gets_no_cpu_for_a_moment_loses_nothing(
+    sides: tuple[Namespace, Namespace], tmp_path: FilePath
+) -> None:
+    """On a busy machine: what comes meanwhile waits in the device's queue."""
+    here, there = sides
+    count = 1500
+    with plane(here, tmp_path, HERE.configure) as left, plane(there, tmp_path, THERE.configure) as right:
+        for running, side, spi_in, spi_out in ((left, HERE, 0x1001, 0x1002), (right, THERE, 0x1002, 0x1001)):
+            running.send(side.sa(IN, spi_in), side.sa(OUT, spi_out), side.policy)
+            running.stats()
+        with here.udp(INNER[0], 7) as inside:
+            inside.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 8 << 20)
+            left.process.send_signal(signal.SIGSTOP)
+            for _ in range(count):
+                inside.sendto(bytes(100), (INNER[1], 7))
+            left.process.send_signal(signal.SIGCONT)
+            right.wait(lambda stats: stats.counters.get("tun_out", 0) >= count)
 
 
 @pytest.mark.draft("WIRE-6")

@@ -21,12 +21,14 @@ _DATAGRAM_SIZES = (64, 512, 1200)  # octets
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A client and a server node, and the addresses that traffic between them must carry."""
+    """A client and a server node, their addresses, and those by which each knows the other, if they are others."""
 
     client: NodeLike
     server: NodeLike
     client_address: str
     server_address: str
+    client_seen: str = ""
+    server_seen: str = ""
 
 
 def check_connectivity(
@@ -46,7 +48,8 @@ def check_connectivity(
     """
     jobs: list[Callable[[], Flow]] = []
     for pair in pairs:
-        client, server = End(pair.client, pair.client_address), End(pair.server, pair.server_address)
+        client = End(pair.client, pair.client_address, pair.client_seen)
+        server = End(pair.server, pair.server_address, pair.server_seen)
         for begin, end in ((client, server), (server, client)):
             jobs.append(functools.partial(ping, begin, end, pings, deadline, allowed_loss_percent))
             jobs.append(functools.partial(_tcp, begin, end, tcp_octets, deadline))
@@ -67,13 +70,13 @@ def _tcp_echo(begin: End, end: End, octets: int, until: float) -> dict[str, obje
         listener = stack.enter_context(end.open(socket.SOCK_STREAM))
         listener.listen(1)
         connection = stack.enter_context(begin.open(socket.SOCK_STREAM))
-        server = threading.Thread(target=_serve_tcp, args=(listener, begin.address, until))
+        server = threading.Thread(target=_serve_tcp, args=(listener, begin.seen, until))
         stack.callback(server.join)
         server.start()
         stack.callback(listener.shutdown, socket.SHUT_RDWR)  # wakes an accept that nothing reached
         connection.settimeout(remaining(until, "not begun"))
         try:
-            connection.connect(listener.getsockname())
+            connection.connect((end.seen, listener.getsockname()[1]))
         except OSError as error:
             raise FlowError(f"no connection: {error}") from error
         with connection:  # closed before the server is waited for, which reads until then
@@ -103,16 +106,17 @@ def _udp_echo(begin: End, end: End, datagrams: int, until: float, allowed_loss: 
     patience = min(1.0, max(until - time.monotonic(), 0.0) / (datagrams + 1))
     lost, octets, last_seen = 0, 0, "no datagram arrived at the far end"
     with end.open(socket.SOCK_DGRAM) as far, begin.open(socket.SOCK_DGRAM) as near:
+        there, back = (end.seen, far.getsockname()[1]), (begin.seen, near.getsockname()[1])
         for number in range(datagrams):
             size = _DATAGRAM_SIZES[number % len(_DATAGRAM_SIZES)]
             data = (number.to_bytes(4, "big") + random_with_pattern(size))[:size]
             stage = "did not arrive"
             try:
-                near.sendto(data, far.getsockname())
-                receive(far, data, near.getsockname(), patience)
+                near.sendto(data, there)
+                receive(far, data, back, patience)
                 stage = "arrived, but not its echo"
-                far.sendto(data, near.getsockname())
-                receive(near, data, far.getsockname(), patience)
+                far.sendto(data, back)
+                receive(near, data, there, patience)
             except OSError as error:
                 lost += 1
                 last_seen = f"datagram {number + 1} of {size} octets {stage} ({error})"

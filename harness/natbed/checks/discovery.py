@@ -6,59 +6,73 @@ from collections.abc import Sequence
 
 import msgspec
 
-from natbed.conntrack import Mapping
 from natbed.stacks.base import TunnelStatus
 
 from . import CheckResult, Verdict
 
-IKE_PORT = 500
-
 
 class TunnelView(msgspec.Struct, frozen=True, kw_only=True):
-    """One tunnel as its two ends describe it, and the client's address inside the NAT."""
+    """One tunnel as its two ends describe it, the client's own address, and what the NATs on its way make of it.
+
+    `nat` is whether there is one. `seen` are the address and port that the responder must see, by the NATs' connection
+    tracking, None where a NAT has no mapping; `dialed` those that the initiator must see.
+    """
 
     client: str
     inside: str
     initiator: TunnelStatus | None
     responder: TunnelStatus | None
+    nat: bool
+    seen: tuple[str, int] | None
+    dialed: tuple[str, int]
 
 
-def mapped_ports(mappings: Sequence[Mapping], server: str) -> dict[str, int]:
-    """The public port of each inside address that speaks IKE with the server."""
-    return {m.inside[0]: m.public[1] for m in mappings if m.inside[1] == IKE_PORT and m.remote == (server, IKE_PORT)}
-
-
-def check_discovery(views: Sequence[TunnelView], mappings: Sequence[Mapping], server: str, *, nat: bool) -> CheckResult:
+def check_discovery(views: Sequence[TunnelView]) -> CheckResult:
     """Both ends of every tunnel report the NAT that is there; the responder's ports are conntrack's, all different."""
-    ports = mapped_ports(mappings, server)
-    details = {"tunnels": msgspec.to_builtins(list(views)), "conntrack": ports}
+    name = "NAT discovery"
     if not views:
-        return CheckResult(name="NAT discovery", verdict=Verdict.LAB_BROKEN, reason="no tunnel to judge")
-    problem = next((p for view in views if (p := _problem(view, ports, nat))), "")
-    seen = [view.responder.remote for view in views if view.responder]
-    if not problem and len(set(seen)) != len(seen):
-        problem = f"the responder sees two clients at one address and port: {seen}"
+        return CheckResult(name=name, verdict=Verdict.LAB_BROKEN, reason="no tunnel to judge")
+    details = {
+        "tunnels": msgspec.to_builtins(list(views)),
+        "conntrack": {view.inside: view.seen[1] for view in views if view.nat and view.seen},
+    }
+    problem = next((p for view in views if (p := _problem(view))), "") or _shared(views)
     if problem:
-        return CheckResult(name="NAT discovery", verdict=Verdict.FAILED, reason=problem, details=details)
-    listed = ", ".join(f"{view.client} {port}" for view, (_, port) in zip(views, seen, strict=True))
-    reason = f"both ends report the NAT; mapped ports {listed}" if nat else "both ends report no NAT"
-    return CheckResult(name="NAT discovery", verdict=Verdict.PASSED, reason=reason, details=details)
+        return CheckResult(name=name, verdict=Verdict.FAILED, reason=problem, details=details)
+    listed = ", ".join(dict.fromkeys(f"{v.client} {v.responder.remote[1]}" for v in views if v.nat and v.responder))
+    reason = f"both ends report the NAT; mapped ports {listed}" if listed else "both ends report no NAT"
+    return CheckResult(name=name, verdict=Verdict.PASSED, reason=reason, details=details)
 
 
-def _problem(view: TunnelView, ports: dict[str, int], nat: bool) -> str:
+def _shared(views: Sequence[TunnelView]) -> str:
+    """Two clients that one responder, which others dial at one address, sees at one address and port."""
+    seen: dict[tuple[object, ...], str] = {}
+    for view in views:
+        remote = view.responder.remote if view.responder else None
+        if seen.setdefault((view.dialed, remote), view.client) != view.client:
+            return f"the responder sees two clients at one address and port: {remote}"
+    return ""
+
+
+def _problem(view: TunnelView) -> str:
     for end, status in (("initiator", view.initiator), ("responder", view.responder)):
         if status is None:
             return f"{view.client}: the {end} has no SA"
-        if status.nat != nat:
-            there = "a NAT" if nat else "no NAT"
+        if status.nat != view.nat:
+            there = "a NAT" if view.nat else "no NAT"
             return f"{view.client}: the {end} says {status.nat} to a NAT, there is {there}"
-        expected = "udp" if nat else "none"
+        expected = "udp" if view.nat else "none"
         if status.encapsulation not in (expected, "udp"):
             return f"{view.client}: the {end} carries ESP in {status.encapsulation!r}, needed is {expected!r}"
+    assert view.initiator is not None
     assert view.responder is not None
-    if nat and view.responder.remote[1] != ports.get(view.inside):
+    seen, remote = view.seen, view.responder.remote
+    if seen is None or remote[1] != seen[1]:
         return (
-            f"{view.client}: the responder answers port {view.responder.remote[1]}, "
-            f"conntrack has {ports.get(view.inside, 'no mapping')}"
+            f"{view.client}: the responder answers port {remote[1]}, conntrack has {seen[1] if seen else 'no mapping'}"
         )
+    if remote != seen:
+        return f"{view.client}: the responder answers {remote[0]}, conntrack has {seen[0]}"
+    if view.initiator.remote != view.dialed:
+        return f"{view.client}: the initiator answers {view.initiator.remote}, dialed were {view.dialed}"
     return ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import re
 import socket
@@ -25,6 +26,7 @@ from natbed.node_like import NodeLike
 
 PING_DATA = 120  # octets; ping puts a time stamp in front, and a whole PATTERN must fit behind it
 _PING_INTERVAL = 0.05  # seconds
+_PING_PATIENCE = 2  # seconds
 _NO_PROGRAM = 127  # exit code
 
 
@@ -52,21 +54,30 @@ class LabError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """One end of a flow: a node and its address."""
+    """One end of a flow: a node and its address, and the one by which the other end knows it where that is another."""
 
     node: NodeLike
     address: str
+    seen_as: str = ""
+
+    @property
+    def seen(self) -> str:
+        """The address that the other end dials, and that it sees."""
+        return self.seen_as or self.address
 
     def __str__(self) -> str:
         return f"{self.node.name} ({self.address})"
 
-    def open(self, kind: socket.SocketKind, port: int = 0) -> socket.socket:
-        """A socket of the node's namespace, bound to this end's address and port; 0: any. Raises `LabError`."""
+    def open(self, kind: socket.SocketKind, port: int = 0, *, shared: bool = False) -> socket.socket:
+        """A socket of the node's namespace, bound to this end's address and port; 0: any. Raises `LabError`.
+
+        With `shared` other sockets may have the same port, each connected to another peer.
+        """
 
         def make() -> socket.socket:
             made = socket.socket(socket.AF_INET, kind)
             try:
-                if port and kind is socket.SOCK_STREAM:  # an earlier connection may still be in TIME_WAIT
+                if shared or (port and kind is socket.SOCK_STREAM):  # an earlier connection may still be in TIME_WAIT
                     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 made.bind((self.address, port))
             except OSError as error:
@@ -122,9 +133,12 @@ def ping(
     identifier: int | None = None,
 ) -> Flow:
     """`count` echo requests of `octets` data each, all with one `identifier` where it is given."""
-    argv = ["ping", "-n", "-q", "-c", str(count), "-i", str(_PING_INTERVAL), "-W", "1", "-s", str(octets)]
+    # With -w it waits for `count` answers, and may send more than that meanwhile; else only for two round trips after
+    # the last request, and a busy machine would look like one that loses packets.
+    wait = max(min(math.ceil(count * _PING_INTERVAL) + _PING_PATIENCE, math.floor(deadline)), 1)
+    argv = ["ping", "-n", "-c", str(count), "-w", str(wait), "-i", str(_PING_INTERVAL), "-s", str(octets)]
     argv += [] if identifier is None else ["-e", str(identifier)]
-    argv += ["-p", PATTERN[:16].hex(), "-I", begin.address, end.address]
+    argv += ["-p", PATTERN[:16].hex(), "-I", begin.address, end.seen]
 
     def run() -> dict[str, object]:
         try:
@@ -133,18 +147,18 @@ def ping(
             raise LabError(str(error)) from error
         with process:
             try:
-                printed, complaint = process.communicate(timeout=deadline + count * _PING_INTERVAL)
+                printed, complaint = process.communicate(timeout=deadline + count * _PING_INTERVAL + 1)
             except subprocess.TimeoutExpired:
                 process.kill()
                 raise FlowError(f"ping did not end within {deadline} s") from None
         if process.returncode == _NO_PROGRAM:  # what starts it in the namespace could not find it
             raise LabError(f"no ping program: {complaint.strip()}")
-        return parse_ping(printed, complaint, allowed_loss)
+        return parse_ping(printed, complaint, allowed_loss, count)
 
     return run_flow("ping", begin, end, run)
 
 
-def parse_ping(printed: str, complaint: str, allowed_loss: float = 0.0) -> dict[str, object]:
+def parse_ping(printed: str, complaint: str, allowed_loss: float = 0.0, wanted: int = 0) -> dict[str, object]:
     """Loss (per cent) and round-trip times (milliseconds) of ping's summary; `problem` when the loss is too much.
 
     Raises `FlowError` when there is no summary.
@@ -155,6 +169,9 @@ def parse_ping(printed: str, complaint: str, allowed_loss: float = 0.0) -> dict[
             raise LabError(f"ping: {complaint.strip()}")
         raise FlowError(f"ping printed no summary: {(complaint or printed).strip() or 'nothing at all'}")
     sent, received = int(counts[1]), int(counts[2])
+    if wanted:  # the first so many, whatever was sent while they were awaited
+        answered = {int(number) for number in re.findall(r"icmp_seq=(\d+) ttl=", printed)}
+        sent, received = wanted, len(answered & set(range(1, wanted + 1)))
     loss = 100.0 * (sent - received) / sent if sent else 100.0
     times = re.search(r"= ([\d.]+)/([\d.]+)/([\d.]+)", printed)
     rtt = dict(zip(("min", "average", "max"), map(float, times.groups()), strict=True)) if times else {}

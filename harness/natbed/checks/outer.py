@@ -30,6 +30,12 @@ class WireExpectation:
     encapsulation: Literal["udp", "none"] = "udp"
     mode: str = "tunnel"  # or transport, where `protected` does not count: packets have the hosts' own addresses
     pattern: bytes = PATTERN
+    more_servers: frozenset[tuple[str, int]] = frozenset()  # where peers have tunnels with several
+
+    @property
+    def servers(self) -> frozenset[tuple[str, int]]:
+        """All of them."""
+        return self.more_servers | {self.server}
 
 
 class Kind(enum.StrEnum):
@@ -85,11 +91,12 @@ def _classify_ipv4(packet: bytes, expected: WireExpectation) -> Outer:
     (total,) = struct.unpack_from("!H", packet, 2)
     protocol, source, destination = packet[9], dotted(packet[12:16]), dotted(packet[16:20])
     body = packet[length:total]
-    from_server = source == expected.server[0]
+    servers = {address for address, _ in expected.servers}
+    from_server = source in servers
     if protocol == _ESP:
         what = f"bare ESP {source} > {destination}"
         peers = {address for address, _ in expected.peers}
-        inward = source in peers and destination == expected.server[0]
+        inward = source in peers and destination in servers
         allowed = expected.encapsulation == "none" and (inward or (from_server and destination in peers))
         return Outer(Kind.ESP if allowed else Kind.FOREIGN, what, from_server)
     if protocol != _UDP or len(body) < 8:
@@ -98,9 +105,9 @@ def _classify_ipv4(packet: bytes, expected: WireExpectation) -> Outer:
     source_port, destination_port = struct.unpack_from("!HH", body)
     what = f"UDP {source}:{source_port} > {destination}:{destination_port}"
     ends = (source, source_port), (destination, destination_port)
-    from_server = ends[0] == expected.server
+    from_server = ends[0] in expected.servers
     server, peer = ends if from_server else ends[::-1]
-    if server != expected.server or peer not in expected.peers:
+    if server not in expected.servers or peer not in expected.peers:
         return Outer(Kind.FOREIGN, f"{what}, which is no expected flow")
     kind, note = _demultiplex(body[8:], expected)
     return Outer(kind, what + note, from_server, body[8:])

@@ -39,7 +39,10 @@ _HEADER = struct.Struct("!IQ")  # stream, number
 
 @dataclass(frozen=True, slots=True)
 class RekeyTarget:
-    """A tunnel to rekey: its ends, the addresses that its traffic carries, and the implementation on both ends."""
+    """A tunnel to rekey: who talks through it, at which addresses, and the implementation on both ends.
+
+    `client_seen` and `server_seen` are the addresses by which each knows the other, where they are others.
+    """
 
     name: str
     client: NodeLike
@@ -48,6 +51,8 @@ class RekeyTarget:
     server_address: str
     initiator: Daemon
     responder: Daemon
+    client_seen: str = ""
+    server_seen: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,12 +250,14 @@ def _open(stack: contextlib.ExitStack, targets: Sequence[RekeyTarget], *, one_fl
     """Two streams for each target, to the server and back."""
     streams: list[_Stream] = []
     for target in targets:
-        client, server = End(target.client, target.client_address), End(target.server, target.server_address)
+        client = End(target.client, target.client_address, target.client_seen)
+        server = End(target.server, target.server_address, target.server_seen)
         near, far = (stack.enter_context(_socket(end)) for end in (client, server))
         back, forth = (far, near) if one_flow else (stack.enter_context(_socket(end)) for end in (server, client))
         there, home = f"{target.name} to the server", f"{target.name} to the client"
-        streams.append(_Stream(len(streams), there, near, far, far.getsockname()))
-        streams.append(_Stream(len(streams), home, back, forth, None if one_flow else forth.getsockname()))
+        streams.append(_Stream(len(streams), there, near, far, (server.seen, far.getsockname()[1])))
+        to_client = None if one_flow else (client.seen, forth.getsockname()[1])
+        streams.append(_Stream(len(streams), home, back, forth, to_client))
     return streams
 
 

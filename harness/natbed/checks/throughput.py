@@ -32,13 +32,17 @@ class IperfError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class IperfPath:
-    """Where to measure: between which nodes and which of their addresses, and the server's TCP port."""
+    """Where to measure: between which nodes and which of their addresses, and the server's TCP port.
+
+    `dialed` is the address by which the client knows the server, where it is another.
+    """
 
     client: NodeLike
     server: NodeLike
     client_address: str
     server_address: str
     port: int = 5201
+    dialed: str = ""
 
 
 class Rate(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,7 +70,16 @@ def measure_path(path: IperfPath, *, duration: int = 2) -> PathRates:
 
 def measure_direction(path: IperfPath, *, duration: int = 2, reverse: bool = False) -> Rate:
     """One iperf3 TCP test of `duration` whole seconds. Raises `IperfError` with the reason."""
-    argv = ["iperf3", "--json", "-c", path.server_address, "-B", path.client_address, "-p", str(path.port)]
+    argv = [
+        "iperf3",
+        "--json",
+        "-c",
+        path.dialed or path.server_address,
+        "-B",
+        path.client_address,
+        "-p",
+        str(path.port),
+    ]
     argv += ["-t", str(duration), "--connect-timeout", str(_CONNECT_TIMEOUT)] + ["-R"] * reverse
     with _server(path):
         try:

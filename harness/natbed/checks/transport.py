@@ -53,13 +53,17 @@ Peer = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class HostPair:
-    """A client and a server, their addresses, and the client's address as the server sees it: its NAT's."""
+    """A client and a server, their addresses, and the client's address as the server sees it: its NAT's.
+
+    `dialed` is the address by which the client knows the server, where a NAT stands before it.
+    """
 
     client: NodeLike
     server: NodeLike
     client_address: str
     server_address: str
     seen_address: str
+    dialed: str = ""
 
 
 def check_transport(
@@ -83,16 +87,19 @@ def check_transport(
         servers: dict[str, _EchoServer] = {}
         try:
             for pair in pairs:
-                if pair.server_address not in servers:
+                known_as = pair.dialed or pair.server_address
+                if known_as not in servers:
                     server = _EchoServer(End(pair.server, pair.server_address), deadline)
-                    servers[pair.server_address] = stack.enter_context(server)
+                    servers[known_as] = stack.enter_context(server)
         except (OSError, LabError) as error:
             return CheckResult(name=name, verdict=Verdict.LAB_BROKEN, reason=f"no echo server: {error}")
         jobs: list[Callable[[], Flow]] = []
+        numbers = {known_as: number for number, known_as in enumerate(servers)}
         for pair in pairs:
-            ends = End(pair.client, pair.client_address), End(pair.server, pair.server_address)
+            number = numbers[pair.dialed or pair.server_address]
+            ends = End(pair.client, pair.client_address), End(pair.server, pair.server_address, pair.dialed)
             for octets in (PING_DATA, FULL_DATAGRAM):
-                jobs.append(functools.partial(_ping, *ends, pings, deadline, octets))
+                jobs.append(functools.partial(_ping, *ends, pings, deadline, octets, number))
             jobs.append(functools.partial(_tcp, *ends, tcp_octets, deadline))
             jobs.append(functools.partial(_udp, *ends, datagrams, deadline))
         with ThreadPoolExecutor(len(jobs), thread_name_prefix=name) as pool:
@@ -109,7 +116,7 @@ def _with_peers(result: CheckResult, pairs: Sequence[HostPair], servers: dict[st
     details = {**result.details, "seen": msgspec.to_builtins(seen)}
     if result.passed:
         for address, kinds in seen.items():
-            expected = sorted(pair.seen_address for pair in pairs if pair.server_address == address)
+            expected = sorted(pair.seen_address for pair in pairs if (pair.dialed or pair.server_address) == address)
             for kind, peers in kinds.items():
                 if sorted(host for host, _ in peers) != expected:
                     listed = ", ".join(f"{host}:{port}" for host, port in peers) or "nobody"
@@ -118,9 +125,10 @@ def _with_peers(result: CheckResult, pairs: Sequence[HostPair], servers: dict[st
     return msgspec.structs.replace(result, details=details)
 
 
-def _ping(begin: End, end: End, count: int, deadline: float, octets: int) -> Flow:
-    # full-sized ones with an identifier of their own: one client's two pings must not answer for each other
-    identifier = ICMP_IDENTIFIER + (octets != PING_DATA)
+def _ping(begin: End, end: End, count: int, deadline: float, octets: int, server: int) -> Flow:
+    # Full-sized ones with an identifier of their own, and so each server: a client's pings must not answer for each
+    # other.
+    identifier = ICMP_IDENTIFIER + 2 * server + (octets != PING_DATA)
     return ping(begin, end, count, deadline, octets=octets, identifier=identifier)
 
 
@@ -132,7 +140,7 @@ def _tcp(begin: End, end: End, octets: int, deadline: float) -> Flow:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 0))
             connection.settimeout(deadline)
             try:
-                connection.connect((end.address, TCP_SERVER_PORT))
+                connection.connect((end.seen, TCP_SERVER_PORT))
             except OSError as error:
                 raise FlowError(f"no connection: {error}") from error
             echo(connection, octets, until)
@@ -146,15 +154,16 @@ def _udp(begin: End, end: End, datagrams: int, deadline: float) -> Flow:
 
     def run() -> dict[str, object]:
         patience = min(1.0, deadline / (datagrams + 1))
-        server = end.address, UDP_PORT
+        server = end.seen, UDP_PORT
         lost, octets, last = 0, 0, ""
-        with begin.open(socket.SOCK_DGRAM, UDP_PORT) as near:
+        with begin.open(socket.SOCK_DGRAM, UDP_PORT, shared=True) as near:
+            near.connect(server)  # another socket with the same port may be for another server
             for number in range(datagrams):
                 size = _DATAGRAM_SIZES[number % len(_DATAGRAM_SIZES)]
                 # text first: in random octets Wireshark may find L2TP or RTCP, and then shows no more of the packet
                 data = (PATTERN + os.urandom(8) + random_with_pattern(size))[:size]
                 try:
-                    near.sendto(data, server)
+                    near.send(data)
                     receive(near, data, server, patience)
                 except OSError as error:
                     lost += 1

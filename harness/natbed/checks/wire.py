@@ -19,7 +19,7 @@ from __future__ import annotations
 import functools
 import ipaddress
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -74,7 +74,7 @@ def audit_wire(
         captured = read_pcap(capture)
         frames, incomplete = reassemble(captured)
         # All ports: a NAT may map to one that tshark knows for something else, such as 53.
-        ports = [expected.server[1], *(port for _, port in expected.peers)]
+        ports = [*(port for _, port in expected.servers), *(port for _, port in expected.peers)]
         wireshark = WiresharkProfile(profile, key_logs, ports=ports)
         outers = [classify(frame.data, expected) for frame in frames]
         facts, violations = _judge_outer(frames, outers, expected)
@@ -87,6 +87,22 @@ def audit_wire(
     facts.violations = violations[:_SHOWN]
     verdict, reason = _conclude(facts, violations, wireshark, summary, any(frame.truncated for frame in captured))
     return CheckResult(name="wire", verdict=verdict, reason=reason, details=msgspec.to_builtins(facts))
+
+
+def merge_segments(results: Mapping[str, CheckResult]) -> CheckResult:
+    """One verdict on several segments: the worst one's, else the first one's, with the verdict on each."""
+    first = next(iter(results.values()))
+    worst = first
+    for segment, result in results.items():
+        if _RANKS[result.verdict] > _RANKS[worst.verdict]:
+            reason = result.reason if result is first else f"at {segment}: {result.reason}"
+            worst = msgspec.structs.replace(result, reason=reason)
+    segments = {segment: {"verdict": result.verdict, "reason": result.reason} for segment, result in results.items()}
+    details = {**worst.details, "segments": segments}
+    return msgspec.structs.replace(worst, details=details)
+
+
+_RANKS = {Verdict.PASSED: 0, Verdict.LAB_BROKEN: 1, Verdict.FAILED: 2}
 
 
 def _conclude(

@@ -10,6 +10,7 @@ class Kind(enum.StrEnum):
     """How a NAT is made."""
 
     MASQUERADE = "masquerade"  # iptables MASQUERADE on the outside interface
+    ONE_TO_ONE = "one-to-one"  # each inside host has an outside address of its own, in both directions
     NONE = "none"  # a plain router: nothing is translated, nothing filtered
 
 

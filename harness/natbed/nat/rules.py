@@ -27,13 +27,16 @@ class RulesTarget(Protocol):
         ...
 
 
-def render(profile: NatProfile, wan: str, lan: str) -> str:
+def render(profile: NatProfile, wan: str, lan: str, static: Sequence[tuple[str, str]] = ()) -> str:
     """The input of iptables-restore that makes a router with these two interfaces the NAT of the profile.
 
-    A plain router gets no `nat` table at all, and so no connection tracking.
+    `static` are the pairs of a 1:1 NAT, outside address and inside address. A plain router gets no `nat` table at all,
+    and so no connection tracking.
     """
     if profile.kind is Kind.NONE:
         return _table("filter", ("INPUT", "FORWARD", "OUTPUT"))
+    if profile.kind is Kind.ONE_TO_ONE:
+        return _one_to_one(wan, lan, static)
     return _table(
         "nat",
         ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"),
@@ -46,6 +49,39 @@ def render(profile: NatProfile, wan: str, lan: str) -> str:
         f"-A INPUT -i {wan} -p udp -m conntrack --ctstate NEW -j DROP",
         f"-A FORWARD -i {wan} -o {lan} -m conntrack --ctstate NEW -j DROP",
     )
+
+
+def _one_to_one(wan: str, lan: str, static: Sequence[tuple[str, str]]) -> str:
+    return _table(
+        "nat",
+        ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"),
+        *(f"-A PREROUTING -d {outside}/32 -i {wan} -j NETMAP --to {inside}/32" for outside, inside in static),
+        *(f"-A POSTROUTING -s {inside}/32 -o {wan} -j NETMAP --to {outside}/32" for outside, inside in static),
+    ) + _table(
+        "filter",
+        ("INPUT", "FORWARD", "OUTPUT"),
+        f"-A INPUT -i {wan} -p udp -m conntrack --ctstate NEW -j DROP",
+        # Inside addresses are reached by their outside ones alone.
+        f"-A FORWARD -i {wan} -o {lan} -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP",
+    )
+
+
+def render_prefixes(lan: str, network: str, mapped: str, remote: tuple[str, str] | None = None) -> str:
+    """The input of iptables-restore for a gateway between a LAN, at interface `lan`, and tunnels (the draft, 1).
+
+    The LAN is `network`, and `mapped` in the tunnels: a source is mapped before tunnel ingress, and a destination back.
+    `remote` are a network in the tunnels and another as which that appears on the LAN: a source is mapped after tunnel
+    egress, and a destination back.
+    """
+    rules = []
+    if mapped != network:
+        rules.append(f"-A PREROUTING -d {mapped} ! -i {lan} -j NETMAP --to {network}")
+        rules.append(f"-A POSTROUTING -s {network} ! -o {lan} -j NETMAP --to {mapped}")
+    if remote is not None:
+        inside, appears = remote
+        rules.append(f"-A PREROUTING -d {appears} -i {lan} -j NETMAP --to {inside}")
+        rules.append(f"-A POSTROUTING -s {inside} -o {lan} -j NETMAP --to {appears}")
+    return _table("nat", ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"), *rules)
 
 
 def _table(name: str, chains: Sequence[str], *rules: str) -> str:
@@ -64,12 +100,16 @@ def settings(profile: NatProfile) -> dict[str, int]:
     }
 
 
-def apply(node: RulesTarget, profile: NatProfile, wan: str, lan: str) -> None:
+def apply(node: RulesTarget, profile: NatProfile, wan: str, lan: str, static: Sequence[tuple[str, str]] = ()) -> None:
     """Make `node` the NAT of the profile, and see that it is. Raises `NatError`, or the node's own errors."""
-    text = render(profile, wan, lan)
+    install(node, render(profile, wan, lan, static))
+    node.sysctl(settings(profile))  # after the rules: where conntrack is a module, they load it
+
+
+def install(node: RulesTarget, text: str) -> None:
+    """Put the rules of `text` into the node, and see that it has them. Raises `NatError`, or the node's own errors."""
     node.run(["iptables-restore"], input=text)
     verify(node, text)
-    node.sysctl(settings(profile))  # after the rules: where conntrack is a module, they load it
 
 
 def verify(node: RulesTarget, text: str) -> None:

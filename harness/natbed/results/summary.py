@@ -2,36 +2,49 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from natbed.checks import CheckResult
 from natbed.checks.discovery import TunnelView
+from natbed.plans import Conversation
 
 from .record import ClientRecord, Throughput
 
 
+def row_names(conversations: Sequence[Conversation]) -> list[str]:
+    """What each conversation is called for people: its client, and its server too where a client has several."""
+    count = Counter(one.client for one in conversations)
+    return [one.client if count[one.client] == 1 else f"{one.client}-{one.server}" for one in conversations]
+
+
 def client_records(
-    clients: Sequence[str],
+    conversations: Sequence[Conversation],
     views: Mapping[str, TunnelView],
     connect_seconds: Mapping[str, float],
     checks: Sequence[CheckResult],
 ) -> list[ClientRecord]:
-    """One row a client, None where nothing was measured."""
+    """One row a conversation, None where nothing was measured; views and seconds are those of tunnels."""
     details = {check.name: check.details for check in checks}
     flows = details.get("connectivity", {}).get("flows", [])
     return [
-        _client(name, views.get(name), connect_seconds.get(name), flows, details.get(f"throughput {name}", {}))
-        for name in clients
+        _client(
+            name,
+            views.get(one.tunnel),
+            connect_seconds.get(one.tunnel),
+            [flow for flow in flows if {one.client, one.server} <= set(flow["path"].split())],
+            details.get(f"throughput {name}", {}),
+        )
+        for name, one in zip(row_names(conversations), conversations, strict=True)
     ]
 
 
 def _client(
-    name: str, view: TunnelView | None, seconds: float | None, flows: list[dict[str, Any]], rates: dict[str, Any]
+    name: str, view: TunnelView | None, seconds: float | None, mine: list[dict[str, Any]], rates: dict[str, Any]
 ) -> ClientRecord:
     initiator = view.initiator if view else None
     responder = view.responder if view else None
-    mine = [flow for flow in flows if name in flow["path"].split()]
     pings = [flow["loss_percent"] for flow in mine if flow["kind"] == "ping"]
     return ClientRecord(
         name=name,

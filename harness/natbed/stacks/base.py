@@ -60,6 +60,18 @@ class TunnelSettings:
     esp_suite: str = "aes128gcm16"
     pfs: str = "ecp256"
     encapsulation: str = "auto"
+    translate: bool = False  # the peer's network appears here as one of the host's pool
+
+
+@dataclass(frozen=True, slots=True)
+class Forwards:
+    """Packets that belong into the tunnels though their source is mapped only after the route is chosen.
+
+    They come in by `interface` and are for one of `networks`.
+    """
+
+    interface: str
+    networks: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +82,9 @@ class HostSettings:
     identity: str
     tunnels: tuple[TunnelSettings, ...]
     credentials: Credentials | None = None  # for authentication rsa
+    forwards: Forwards | None = None
     timing: Timing = field(default_factory=Timing)
+    pool: str | None = None  # for tunnels that translate
 
 
 class TunnelStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,6 +98,7 @@ class TunnelStatus(msgspec.Struct, frozen=True, kw_only=True):
     outbound_spi: str
     suite: str
     mode: str = "tunnel"
+    mapped_network: str = ""  # as what the peer's network appears at this end, if as another
 
 
 class Daemon(Protocol):

@@ -25,6 +25,8 @@ Value = str | float | list[str] | None
 
 READY_SECONDS = 10.0
 STOP_SECONDS = 5.0
+_TUN = "esp0"  # its device, where nothing else is configured
+_FORWARDED_PRIORITY, _FORWARDED_TABLE = "100", "100"
 _POLL = 0.002  # seconds between looks for the socket; a file that is not there yet cannot be waited on
 
 
@@ -37,6 +39,7 @@ class _SaStatus(msgspec.Struct):
     suite: str
     encapsulation: str
     mode: str = "tunnel"
+    mapped_network: str | None = ""
 
 
 class _IkeSaStatus(msgspec.Struct):
@@ -79,6 +82,7 @@ class EspThruNatDaemon:
         descriptor = os.open(self._config, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w") as file:
             file.write(_toml(settings, self._control, self._config.parent))
+        self._forwards = settings.forwards
         self._start()
 
     def _start(self) -> None:
@@ -102,7 +106,20 @@ class EspThruNatDaemon:
             self._process.wait()
             raise
         self.ready_seconds = time.monotonic() - started
+        self._steer_forwarded()
         self.pids = (self._process.pid, *_children(self._process.pid))
+
+    def _steer_forwarded(self) -> None:
+        """Route into the TUN device what the implementation's own rules, by source, do not know yet."""
+        if self._forwards is None:
+            return
+        rule = ["pref", _FORWARDED_PRIORITY, "iif", self._forwards.interface]
+        for network in self._forwards.networks:
+            self._node.run(["ip", "rule", "del", *rule, "to", network], check=False)  # of before a restart
+            self._node.run(["ip", "rule", "add", *rule, "to", network, "lookup", _FORWARDED_TABLE])
+        # without the device nothing goes another way, in clear
+        self._node.run(["ip", "route", "replace", "unreachable", "default", "metric", "2", "table", _FORWARDED_TABLE])
+        self._node.run(["ip", "route", "replace", "default", "dev", _TUN, "metric", "1", "table", _FORWARDED_TABLE])
 
     def up(self, tunnel: str, timeout: float) -> float:
         """Bring a tunnel up; the seconds that took. Raises StackError with the implementation's reason."""
@@ -152,6 +169,7 @@ class EspThruNatDaemon:
                 outbound_spi=sa.outbound_spi,
                 suite=sa.suite,
                 mode=sa.mode,
+                mapped_network=sa.mapped_network or "",
             )
             for sa in status.sas
         ]
@@ -251,6 +269,7 @@ def _toml(settings: HostSettings, control: pathlib.Path, folder: pathlib.Path) -
         "address": settings.address,
         "identity": settings.identity,
         "control": str(control),
+        "pool": settings.pool,
     }
     if files := settings.credentials:
         for key, file in (
@@ -286,6 +305,7 @@ def _connection(tunnel: TunnelSettings, timing: Timing) -> dict[str, Value]:
         "esp": [tunnel.esp_suite],
         "pfs": tunnel.pfs,
         "encapsulation": tunnel.encapsulation,
+        "translate": True if tunnel.translate else None,
         "dpd": timing.dpd,
         "keepalive": timing.keepalive,
         "keepalive_tail": timing.keepalive_tail,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from dataclasses import dataclass
+from itertools import chain
 
 from .. import messages
 from ..wire.ip import IpHeader
@@ -97,20 +98,26 @@ class Selectors:
 
 
 class PolicyTable:
-    """Outbound policies in the order in which they were added; the first that matches a packet counts (4.4.1)."""
+    """Outbound policies in the order in which they were added; the first that matches a packet counts (4.4.1).
+
+    Fallbacks come after all others.
+    """
 
     def __init__(self) -> None:
         self._policies: dict[str, Selectors] = {}
+        self._fallbacks: dict[str, Selectors] = {}
         self._cache: dict[IpHeader, str | None] = {}
 
-    def add(self, name: str, selectors: Selectors) -> None:
+    def add(self, name: str, selectors: Selectors, *, fallback: bool = False) -> None:
         """Add a policy at the end; one of the same name keeps its place and gets new selectors."""
-        self._policies[name] = selectors
+        (self._policies if fallback else self._fallbacks).pop(name, None)
+        (self._fallbacks if fallback else self._policies)[name] = selectors
         self._cache.clear()
 
     def remove(self, name: str) -> None:
         """Remove a policy, if it is there."""
         self._policies.pop(name, None)
+        self._fallbacks.pop(name, None)
         self._cache.clear()
 
     def lookup(self, header: IpHeader) -> str | None:
@@ -121,6 +128,7 @@ class PolicyTable:
             pass
         if len(self._cache) >= _CACHED_FLOWS:
             self._cache.clear()  # a scan of ports must not grow it without bound; a refill costs little
-        name = next((name for name, selectors in self._policies.items() if selectors.matches_outbound(header)), None)
+        ordered = chain(self._policies.items(), self._fallbacks.items())
+        name = next((name for name, selectors in ordered if selectors.matches_outbound(header)), None)
         self._cache[header] = name
         return name

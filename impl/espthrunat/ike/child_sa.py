@@ -25,8 +25,14 @@ class ChildSa:
     mode: Mode = Mode.TUNNEL
     octets: int = 0  # of inner packets that each direction may carry; 0 for any number
     initiator: bool = True  # of the Quick Mode that made it
+    mapped: str = ""  # in tunnel mode: the network as which the selector's remote one appears here; "" for itself
 
     @property
     def policy(self) -> str:
-        """The data plane's policy that leads to it: in transport mode one for each address of a peer."""
-        return self.connection if self.mode == Mode.TUNNEL else f"{self.connection}@{self.path.remote}"
+        """The data plane's policy that leads to it: in transport mode one for each address of a peer.
+
+        Where inner addresses are translated, one for each network that a peer's appears as.
+        """
+        if self.mode == Mode.TUNNEL:
+            return f"{self.connection}@{self.mapped}" if self.mapped else self.connection
+        return f"{self.connection}@{self.path.remote}"

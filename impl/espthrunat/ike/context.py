@@ -14,6 +14,7 @@ from .events import Event
 from .groups import Group, PrivateKey
 from .identity import Identity
 from .nat_traversal import NatTraversal, default_method
+from .policy import Connection
 from .timers import Timers
 
 NONCE_OCTETS = 32  # RFC 2409, 5 allows 8 to 256
@@ -51,6 +52,8 @@ class Context:
     timers: Timers
     spi_in_use: Callable[[int], bool]
     holder: Callable[[Identity, Selector], str] = lambda identity, selector: ""  # who else has this tunnel's traffic
+    # as what the peer's inner network appears here: "" for itself, None if no network is left for it
+    inner_network: Callable[[Identity, Connection, float], str | None] = lambda identity, connection, now: ""
     method: NatTraversal = field(default_factory=default_method)
     wall_clock: Callable[[], float] = time.time  # seconds since 1970: certificates are valid by the calendar
 

@@ -10,6 +10,7 @@ from ..wire.errors import ParseError
 from ..wire.isakmp import HEADER_OCTETS, ExchangeType, Header, parse_header, parse_payloads
 from ..wire.payloads import Notification
 from . import informational
+from .address_pool import AddressPool
 from .admission import Admission, Limits
 from .aggressive_mode import AggressiveModeInitiator
 from .aggressive_mode_responder import AggressiveModeResponder
@@ -32,7 +33,8 @@ PHASE1 = (ExchangeType.MAIN, ExchangeType.AGGRESSIVE)
 class Endpoint:
     """All exchanges and SAs of one host. It never reads a clock, opens a socket or draws randomness by itself.
 
-    `now` is seconds on any clock that does not go back.
+    `now` is seconds on any clock that does not go back. Inner networks of peers whose connection says
+    `translate` appear as networks of `pool`.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Endpoint:
         connections: Sequence[Connection],
         entropy: Entropy | None = None,
         limits: Limits | None = None,
+        pool: str = "",
     ) -> None:
         self.connections = {connection.name: connection for connection in connections}
         self._limits = limits or Limits()
@@ -58,7 +61,8 @@ class Endpoint:
             spi_in_use=self._pairs.__contains__,
             holder=self._pairs.holder,
         )
-        self._keeper = SaKeeper(self._context, local, self.connections, self._phase1, self._pairs)
+        lent = AddressPool(pool) if pool else None
+        self._keeper = SaKeeper(self._context, local, self.connections, self._phase1, self._pairs, lent)
 
     # datagrams, time, events
 
@@ -114,6 +118,8 @@ class Endpoint:
         connection = self.connections[name]
         if not connection.acquire or name in self._keeper.held:
             return
+        if connection.translate and connection.remote is None:
+            return  # nobody has that address of the pool, or its peer is about to say that it does
         if connection.remote is None:
             self._keeper.reach(connection, now, address)
         else:
@@ -222,6 +228,10 @@ class Endpoint:
     def ike_sas(self) -> list[IkeSa]:
         """Phase 1 SAs, established or on their way."""
         return [exchange.sa for exchange in self._phase1]
+
+    def is_replaced(self, sa: IkeSa) -> bool:
+        """Whether a phase 1 SA is there only because what is under way may still need it."""
+        return self._phase1.replaced(sa)
 
     def pairs(self) -> list[Pair]:
         """ESP SA pairs with what has become of them."""

@@ -112,6 +112,7 @@ class Connection:
     exchange: Exchange = Exchange.MAIN
     authentication: Authentication = Authentication.PSK
     mode: Mode = Mode.TUNNEL
+    translate: bool = False  # in tunnel mode: the peer's inner network appears here as one of the pool (the draft, 7)
     pfs: Group | None = None
     encapsulation: EncapsulationPolicy = EncapsulationPolicy.AUTO
     rebinding: Rebinding = Rebinding.NEVER

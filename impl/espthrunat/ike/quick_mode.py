@@ -130,6 +130,7 @@ class QuickMode:
         encapsulation = wanted_encapsulation(self.sa, connection)
         self._offers = tuple(EspOffer(s, connection.mode, encapsulation, connection.pfs) for s in connection.esp_suites)
         self._asked = identities(self.sa, connection)
+        self._inner_network(now)  # better refused before the peer has agreed
         self._began_here = True
         spi = self.inbound_spi.to_bytes(4, "big")
         payloads: list[Payload] = [
@@ -182,7 +183,8 @@ class QuickMode:
         selector = own_selector(self.sa, self.connection)
         theirs = chosen.lifetime.within(read_responder_lifetime(message, chosen.proposal.spi))
         lifetime = self._own_lifetime.within(theirs)
-        self.child = self._make_child(chosen.offer, chosen.proposal, material, selector, lifetime, now)
+        child = self._make_child(chosen.offer, chosen.proposal, material, selector, lifetime, now)
+        self.child = replace(child, mapped=self._inner_network(now))
         self._retransmitter.stop()
         proof = keying.quick_hash3(self._hash, self._keys.a, self.message_id, self._nonce, self._peer_nonce)
         reply, _ = self.sa.seal(ExchangeType.QUICK, self.message_id, next_iv, [Hash(proof)])
@@ -210,8 +212,8 @@ class QuickMode:
         connections = self.sa.candidates or (self.connection,)
         offered = message.one(SecurityAssociation)
         chosen = choose(self.sa, connections, offered, self._asked, self._context.method)
-        self._require_free(chosen.selector, chosen.offer.mode, chosen.proposal.spi)
         self.connection = chosen.connection
+        self._require_free(chosen.selector, chosen.offer.mode, chosen.proposal.spi)
         offer, proposal = chosen.offer, chosen.proposal
         self._peer_nonce = message.one(Nonce).data
         if offer.group is not None:
@@ -220,7 +222,8 @@ class QuickMode:
         material = _Material(self._hash, self._keys, self._peer_nonce, self._nonce, shared)
         theirs = replace(chosen.lifetime, seconds=chosen.lifetime.seconds or DEFAULT_SECONDS)
         lifetime = self._own_lifetime.within(theirs)
-        self.child = self._make_child(offer, proposal, material, chosen.selector, lifetime, now)
+        child = self._make_child(offer, proposal, material, chosen.selector, lifetime, now)
+        self.child = replace(child, mapped=self._inner_network(now, proposal.spi))
         spi = self.inbound_spi.to_bytes(4, "big")
         payloads: list[Payload] = [SecurityAssociation((replace(proposal, spi=spi),)), Nonce(self._nonce)]
         if self._private is not None:
@@ -239,9 +242,21 @@ class QuickMode:
         """Refuse what another peer has: packets for that address could reach the wrong one (the draft, 7)."""
         identity = self.sa.identity
         assert identity is not None
+        if self.connection.translate:
+            return  # no packet for that address is ever sent from here
         if mode == Mode.TUNNEL and (holder := self._context.holder(identity, selector)):
             reason = f"Quick Mode refused: {selector.remote} is {holder}'s at present, not {identity.text}'s"
             raise PolicyRefusal(reason, NotifyType.INVALID_ID_INFORMATION, spi)
+
+    def _inner_network(self, now: float, spi: bytes = b"") -> str:
+        """What the peer's inner network appears as here; PolicyRefusal when no network is left for it."""
+        identity = self.sa.identity
+        assert identity is not None
+        network = self._context.inner_network(identity, self.connection, now)
+        if network is None:
+            reason = f"Quick Mode refused: the pool has no network left that {identity.text} could appear as"
+            raise PolicyRefusal(reason, NotifyType.INVALID_ID_INFORMATION, spi)
+        return network
 
     def confirm(self, now: float) -> None:
         """An authentic ESP packet has come on our new inbound SA: who sent it has the keys, as message 3 would prove.

@@ -8,10 +8,12 @@ from dataclasses import replace
 from ..messages import Path
 from ..wire.payloads import Notification
 from . import informational
+from .address_pool import AddressPool
 from .context import Context
 from .events import ExchangeFailed, IkeSaDeleted, PeerMoved, SaDeleted
 from .identity import Identity, IdentityPattern
 from .ike_sa import IkeSa
+from .inner_networks import InnerNetworks
 from .keepalives import KeepaliveKeeper
 from .launcher import Launcher, Want
 from .liveness import Liveness
@@ -36,6 +38,7 @@ class SaKeeper:
         connections: dict[str, Connection],
         phase1: Phase1Table,
         pairs: PairTable,
+        pool: AddressPool | None = None,
     ) -> None:
         self.phase1 = phase1
         self.pairs = pairs
@@ -45,6 +48,8 @@ class SaKeeper:
         self.renewal = Renewal(context, phase1, pairs, connections.__getitem__, self)
         self.held: set[str] = set()  # connections that were taken down on purpose
         self._context = context
+        self._inner = InnerNetworks(context, pool)
+        context.inner_network = self._inner.assign
         self._connections = connections
         self._remembered: OrderedDict[tuple[str, Identity], Path] = OrderedDict()
 
@@ -248,7 +253,9 @@ class SaKeeper:
             if established:
                 informational.send_delete_child(self._context, established[-1].sa, pair.child)
         self._context.emit(SaDeleted(pair.child, reason))
-        self._left(self._connections[pair.child.connection], pair.sa.identity, pair.child.path, now)
+        connection = self._connections[pair.child.connection]
+        self._inner.unused(pair, connection.keepalive_tail, now)
+        self._left(connection, pair.sa.identity, pair.child.path, now)
 
     def end_all(self, sa: IkeSa, reason: str, now: float) -> None:
         """End every SA with a peer, and tell it so under `sa`."""
@@ -282,6 +289,7 @@ class SaKeeper:
         assert exchange.child is not None
         pair = Pair(exchange.child, exchange.sa, now)
         self.pairs.add(pair)
+        self._inner.in_use(pair)
         self.renewal.pair_made(pair, now)
         self.keepalives.in_use(pair.child.path)
         return pair

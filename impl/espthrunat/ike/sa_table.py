@@ -126,6 +126,11 @@ class Phase1Table:
         mine = self._by_identity.get(identity, []) if identity is not None else []
         return [e for e in mine if e.sa.established and path in (None, e.sa.path)]
 
+    def replaced(self, sa: IkeSa) -> bool:
+        """Whether a phase 1 that began when this one was up is up too: then this one will soon be gone."""
+        since = self._since.get(sa)
+        return since is not None and any(other.sa.started > since for other in self.of(sa.identity, sa.path))
+
     def move(self, exchange: Phase1, path: Path) -> None:
         """The peer has gone elsewhere."""
         sa = exchange.sa
@@ -156,7 +161,7 @@ class PairTable:
         """Keep a pair."""
         self._all[pair.spi] = pair
         self._by_identity.setdefault(pair.sa.identity, {})[pair.spi] = pair
-        if pair.child.mode == Mode.TUNNEL:
+        if _takes_its_network(pair):
             self._tunnels.setdefault(pair.child.selector.remote, {})[pair.spi] = pair
         self._count(pair.child.path, 1)
 
@@ -165,7 +170,7 @@ class PairTable:
         if self._all.pop(pair.spi, None) is None:
             return False
         _forget(self._by_identity, pair.sa.identity, pair)
-        if pair.child.mode == Mode.TUNNEL:
+        if _takes_its_network(pair):
             _forget(self._tunnels, pair.child.selector.remote, pair)
         self._count(pair.child.path, -1)
         return True
@@ -215,6 +220,11 @@ class PairTable:
             self._by_path[path] = count
         else:
             del self._by_path[path]
+
+
+def _takes_its_network(pair: Pair) -> bool:
+    """Whether nobody else can have the remote network, as packets are sent to it from here."""
+    return pair.child.mode == Mode.TUNNEL and not pair.child.mapped
 
 
 def _forget(index: dict[K, dict[int, Pair]], key: K, pair: Pair) -> None:

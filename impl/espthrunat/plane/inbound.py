@@ -151,6 +151,8 @@ class InboundFlow:
                 self._count(inbound, Count.DROP_INNER_SELECTOR, f"{header}")
             else:
                 allowed.append(inner)
+        if inbound.mapping is not None:
+            return [inbound.mapping.arrived(inner) for inner in allowed]
         return allowed
 
     def _deliver_payloads(self, inbound: Inbound, opened: list[tuple[int, bytes] | Drop]) -> None:

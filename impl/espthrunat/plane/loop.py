@@ -181,10 +181,13 @@ class Plane:
     def _add_policy(self, message: AddPolicy) -> None:
         selectors = Selectors.of(message.selector)
         self._outbound.forget_policy(message.policy)
-        self._sadb.policies.add(message.policy, selectors)
+        self._sadb.policies.add(message.policy, selectors, fallback=message.fallback)
         if message.mode is Mode.TRANSPORT:
             self._outbound.add_transport_policy(message.policy, selectors)
-        self._devices.steering.add(message)
+        if message.steer:
+            self._devices.steering.add(message)
+        else:
+            self._devices.steering.remove(message.policy)
 
     def _delete_policy(self, name: str) -> None:
         self._devices.steering.remove(name)

@@ -87,6 +87,8 @@ class OutboundFlow:
                 payload = transport.leaving(header, packet, flow, outbound.encapsulation)
                 payloads.setdefault((outbound, header.protocol), []).append(payload)
         for outbound, batch in batches.items():
+            if outbound.mapping is not None:
+                batch = [outbound.mapping.leaving(packet) for packet in batch]
             self._send(outbound, batch, IPV4)
         for (outbound, protocol), batch in payloads.items():
             self._send(outbound, batch, protocol)

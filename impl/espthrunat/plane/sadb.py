@@ -8,12 +8,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+import msgspec
+
 from ..esp.policy import PolicyTable, Selectors, parse_network
 from ..esp.sa import InboundSa, OutboundSa
 from ..esp.suites import SUITES
 from ..messages import AddSa, DeleteSa, Direction, Encapsulation, Mode, Path, SaStats
 from ..wire.ip import IPV4, IpHeader
 from .flows import Flows
+from .mapping import Mapping
 
 Address = tuple[str, int]  # IPv4 address and UDP port, as sockets give them; port 0 for bare ESP
 InboundKey = tuple[int, Address, Address]  # SPI, remote, local
@@ -41,6 +44,7 @@ class Inbound:
     policy: str
     limits: Limits
     rebinding: bool
+    mapping: Mapping | None = None  # of the inner packets' sources, after they were checked
     old_path: Path | None = None  # before the peer moved, which the daemon may not know yet
     told_used: bool = False
     told_soft: bool = False
@@ -64,6 +68,7 @@ class Outbound:
     selectors: Selectors
     policy: str
     limits: Limits
+    mapping: Mapping | None = None  # of the inner packets' destinations; the selectors are those before it
     old_path: Path | None = None
     told_soft: bool = False  # the daemon knows that this SA must be replaced
     remote: Address = field(init=False)
@@ -106,6 +111,11 @@ class SaDatabase:
         if suite is None:
             raise ValueError(f"unknown ESP suite {message.suite!r}")
         selectors = Selectors.of(message.selector)
+        mapping: Mapping | None = None
+        if message.mapped:
+            if message.mode is not Mode.TUNNEL:
+                raise ValueError("inner addresses are translated in tunnel mode only")
+            mapping = Mapping(message.selector.remote, message.mapped)
         limits = Limits(message.soft_octets, message.hard_octets)
         path, encapsulation, mode, policy = message.path, message.encapsulation, message.mode, message.policy
         for address in (path.remote, path.local):
@@ -116,12 +126,14 @@ class SaDatabase:
             key = _inbound_key(message.spi, path, encapsulation)
             self._remove_key(key)
             self._inbound[key] = inbound = Inbound(
-                sa, path, encapsulation, mode, selectors, policy, limits, message.rebinding
+                sa, path, encapsulation, mode, selectors, policy, limits, message.rebinding, mapping
             )
             self._by_spi.setdefault(message.spi, []).append(inbound)
         else:
             out = OutboundSa(message.spi, suite, message.keymat)
-            outbound = Outbound(out, path, encapsulation, mode, selectors, policy, limits)
+            if mapping is not None:
+                selectors = Selectors.of(msgspec.structs.replace(message.selector, remote=message.mapped))
+            outbound = Outbound(out, path, encapsulation, mode, selectors, policy, limits, mapping)
             self._outbound.setdefault(policy, []).append(outbound)
             if mode is Mode.TRANSPORT:
                 self._on_path.setdefault(path, []).append(outbound)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from ..messages import Encapsulation
 from ..wire.ip import (
     ICMP,
+    ICMP_ERRORS,
     MAX_OCTETS,
     MIN_OCTETS,
     NO_PORT,
@@ -30,7 +31,6 @@ CHECKSUM_OFFSETS = {TCP: 16, UDP: 6}  # octets, in the protocol's header
 _TCP_FLAGS = 13
 _ICMP_OCTETS = 8
 _ECHO_REPLY, _ECHO = 0, 8
-_ICMP_ERRORS = frozenset({3, 4, 11, 12})
 
 
 class Refused(Exception):  # noqa: N818  it is an answer
@@ -86,7 +86,7 @@ def flow_of(header: IpHeader, packet: bytes, flows: Flows) -> Flow | None:
         return None
     if payload[0] == _ECHO_REPLY:
         return flows.leaving(FlowKey(ICMP, 0, header.destination, int.from_bytes(payload[4:6], "big")))
-    if payload[0] in _ICMP_ERRORS:
+    if payload[0] in ICMP_ERRORS:
         cause = _cause(payload)
         if cause is not None:
             # What was refused had come from there.
@@ -120,7 +120,7 @@ def _icmp_arrived(inbound: Inbound, payload: bytes, remote: int, flows: Flows) -
         if port is None:
             raise Refused(Count.DROP_FLOW_PORTS, f"echo request with identifier {identifier}")
         return payload if port == identifier else _with_identifier(payload, port)
-    if payload[0] in _ICMP_ERRORS:
+    if payload[0] in ICMP_ERRORS:
         cause = _cause(payload)
         if cause is not None:
             return _error_for_the_kernel(inbound, payload, cause, remote, flows)

@@ -12,6 +12,8 @@ UDP = 17
 ESP = 50
 NO_NEXT_HEADER = 59  # a dummy packet (RFC 4303, 2.6)
 
+ICMP_ERRORS = frozenset({3, 4, 11, 12})  # the types that quote the packet that is their cause (RFC 792)
+
 NO_PORT = -1  # the packet shows no port: another protocol, a later fragment, or cut off too early
 
 _HEADER = struct.Struct("!BxH2xHxB2xII")
