@@ -8,7 +8,9 @@ import os
 import socket
 import struct
 
-_SIOCGIFFLAGS, _SIOCSIFFLAGS, _SIOCSIFMTU, _SIOCSIFTXQLEN = 0x8913, 0x8914, 0x8922, 0x8943
+from . import netlink
+
+_SIOCGIFFLAGS, _SIOCSIFFLAGS, _SIOCSIFMTU = 0x8913, 0x8914, 0x8922
 _IFF_UP = 0x1
 _NAME = "16s"
 _QUEUE = 2000  # packets; the kernel's 500 are gone in a quarter of a second of a busy machine's inattention
@@ -22,7 +24,7 @@ def bring_up(name: str, mtu: int) -> None:
         os.write(disable_ipv6, b"1")
         os.close(disable_ipv6)
     set_mtu(name, mtu)
-    _set_number(name, _SIOCSIFTXQLEN, _QUEUE)
+    netlink.set_queue(name, _QUEUE)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         answer = fcntl.ioctl(control, _SIOCGIFFLAGS, struct.pack(f"{_NAME}H22x", name.encode(), 0))
         (flags,) = struct.unpack_from("H", answer, 16)
@@ -31,9 +33,5 @@ def bring_up(name: str, mtu: int) -> None:
 
 def set_mtu(name: str, mtu: int) -> None:
     """Set the device's MTU in octets. Raises OSError."""
-    _set_number(name, _SIOCSIFMTU, mtu)
-
-
-def _set_number(name: str, request: int, number: int) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-        fcntl.ioctl(control, request, struct.pack(f"{_NAME}i20x", name.encode(), number))
+        fcntl.ioctl(control, _SIOCSIFMTU, struct.pack(f"{_NAME}i20x", name.encode(), mtu))

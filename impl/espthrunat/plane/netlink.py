@@ -15,6 +15,7 @@ PROTOCOL = 145
 
 _NETLINK_ROUTE = 0
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_RTM_SETLINK, _IFLA_TXQLEN = 19, 13
 _RTM_NEWROUTE, _RTM_DELROUTE = 24, 25
 _RTM_NEWRULE, _RTM_DELRULE, _RTM_GETRULE = 32, 33, 34
 _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_REPLACE, _NLM_F_DUMP, _NLM_F_CREATE = 0x1, 0x4, 0x100, 0x300, 0x400
@@ -24,6 +25,7 @@ _FRA_DST, _FRA_SRC, _FRA_GOTO, _FRA_PRIORITY, _FRA_FWMARK = 1, 2, 4, 6, 10
 _FRA_TABLE, _FRA_FWMASK, _FRA_PROTOCOL, _FRA_IP_PROTO, _FRA_SPORT_RANGE, _FRA_DPORT_RANGE = 15, 16, 21, 22, 23, 24
 _FR_ACT_TO_TBL, _FR_ACT_GOTO, _FR_ACT_NOP, _FR_ACT_UNREACHABLE = 1, 2, 3, 7
 _HEADER = struct.Struct("=IHHII")
+_LINK_MESSAGE = struct.Struct("=BxHiII")
 _ROUTE_MESSAGE = struct.Struct("=BBBBBBBBI")
 _RULE_MESSAGE = struct.Struct("=BBBBBBBBI")
 _ATTRIBUTE = struct.Struct("=HH")
@@ -85,6 +87,12 @@ def replace_route(network: str, device: str, table: int, source: str) -> None:
 def delete_route(network: str, device: str, table: int) -> None:
     """Like `ip route del NETWORK dev DEVICE table TABLE`. Raises ValueError and OSError as `replace_route` does."""
     _change_route(_RTM_DELROUTE, 0, network, device, table, [])
+
+
+def set_queue(device: str, packets: int) -> None:
+    """Like `ip link set DEVICE txqueuelen PACKETS`: an ioctl would ask for rights that a user namespace cannot give."""
+    link = _LINK_MESSAGE.pack(socket.AF_UNSPEC, 0, socket.if_nametoindex(device), 0, 0)
+    _request(_RTM_SETLINK, 0, link + _attribute(_IFLA_TXQLEN, struct.pack("=I", packets)))
 
 
 def _rule_body(rule: Rule) -> bytes:
