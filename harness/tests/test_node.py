@@ -95,7 +95,10 @@ def test_mininets_shell_starts_with_its_first_command(node: Node) -> None:
     assert not inhabitants({node.namespace}), "not before"
     assert node.cmd("hostname").strip() == "alice"
     assert node.pexec("echo", "out") == ("out\n", "", 0)
-    node.sendCmd("sleep 100")
+    node.sendCmd("sh -c 'echo ready; exec sleep 100'")
+    output = ""
+    while "ready" not in output:  # earlier, Ctrl-C would reach the shell alone
+        output += node.monitor()
     node.sendInt()
     node.waitOutput()
     assert not node.waiting, "Ctrl-C reaches the command"
