@@ -158,7 +158,7 @@ class Daemon:
     # what clients ask
 
     def _on_request(self, client: Client, request: dict[str, Any]) -> None:
-        self._flush()  # an answer must not know of SAs that the data plane and the key log do not
+        self._tell()  # an answer must not know of SAs that the data plane and the key log do not
         command, name = request.get("command"), request.get("connection")
         if command == "status":
             self._status(client)
@@ -265,16 +265,22 @@ class Daemon:
     # what goes out
 
     def _flush(self) -> None:
-        """Events first: the plane must know an SA before the datagram that lets the peer use it."""
-        while True:
-            while (event := self._endpoint.next_event()) is not None:
-                self._on_event(event)
-            datagrams = [(path, data) for data, path in self._endpoint.datagrams_to_send()]
-            for start in range(0, len(datagrams), DATAGRAMS_A_MESSAGE):
-                self._plane.send(messages.Datagrams(datagrams[start : start + DATAGRAMS_A_MESSAGE]))
-            if self._plane.failure is None or self._stopping:
-                return
+        """Tell everything to a plane that lives, which may have to be another one.
+
+        Only between two rounds of the loop: a new plane has a new socket, and what was readable is then out of date.
+        """
+        self._tell()
+        while self._plane.failure is not None and not self._stopping:
             self._new_plane()
+            self._tell()
+
+    def _tell(self) -> None:
+        """Events first: the plane must know an SA before the datagram that lets the peer use it."""
+        while (event := self._endpoint.next_event()) is not None:
+            self._on_event(event)
+        datagrams = [(path, data) for data, path in self._endpoint.datagrams_to_send()]
+        for start in range(0, len(datagrams), DATAGRAMS_A_MESSAGE):
+            self._plane.send(messages.Datagrams(datagrams[start : start + DATAGRAMS_A_MESSAGE]))
 
     def _on_event(self, event: events.Event) -> None:
         self._log.note(event)

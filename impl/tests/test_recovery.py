@@ -10,6 +10,9 @@ from ike_world import DELAY, INITIATOR, RESPONDER, SERVER, World
 
 from espthrunat.ike import events
 from espthrunat.ike.policy import Connection, Rebinding
+from espthrunat.ike.quick_mode import QuickMode
+from espthrunat.ike.sa_keeper import SaKeeper
+from espthrunat.ike.sa_table import Phase1
 from espthrunat.messages import Path, Selector
 from espthrunat.wire.isakmp import ExchangeType
 from espthrunat.wire.payloads import Notification, NotifyType
@@ -76,6 +79,30 @@ def test_initial_contact_ends_what_the_peer_has_forgotten_and_nothing_else() -> 
     assert other in fleet.server.endpoint.usable_children()
     reasons = [e.reason for e in fleet.server.events if isinstance(e, events.SaDeleted)]
     assert reasons == ["the peer began anew"]
+
+
+def test_initial_contact_in_phase_1_counts_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As others send it, in message 5; what reads it there has tests of its own."""
+
+    def done(keeper: SaKeeper, exchange: Phase1, now: float) -> None:
+        exchange.sa.initial_contact = not exchange.sa.initiator
+        as_ever(keeper, exchange, now)
+
+    def without(keeper: SaKeeper, exchange: QuickMode, now: float) -> None:
+        exchange.initial_contact = False
+        answered(keeper, exchange, now)
+
+    as_ever, answered = SaKeeper.phase1_done, SaKeeper.quick_answered
+    monkeypatch.setattr(SaKeeper, "quick_answered", without)
+    fleet = Fleet().connect()
+    monkeypatch.setattr(SaKeeper, "phase1_done", done)
+    fleet.clients[0].restart()
+    fleet.clients[0].endpoint.initiate("server0", fleet.now)
+    fleet.flush(fleet.clients[0])
+    fleet.run(1.0)
+    assert fleet.up == 1
+    assert len(fleet.server.endpoint.children()) == 1
+    assert [e.reason for e in fleet.server.said(events.SaDeleted)] == ["the peer began anew"]
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -320,23 +347,25 @@ def test_a_pair_that_was_never_confirmed_goes_with_its_phase_1() -> None:
     assert not server.plane.inbound
 
 
-def test_a_peer_cannot_bring_up_what_was_taken_down_here() -> None:
-    """Two connections share a phase 1; the one that is down stays down though its phase 1 lives."""
+def two_connections() -> Fleet:
+    """A client and a server with a second connection between them, which may share the phase 1 of the first."""
     fleet = Fleet()
     client, server = fleet.clients[0], fleet.server
-    second = {"local": "10.2.0.1/32", "remote": "10.99.0.2/32"}
-    client.connections.append(
-        replace(client.connections[0], name="more", selector=Selector(second["local"], second["remote"]))
-    )
-    server.connections.append(
-        replace(server.connections[0], name="more", selector=Selector(second["remote"], second["local"]))
-    )
+    here, there = "10.2.0.1/32", "10.99.0.2/32"
+    client.connections.append(replace(client.connections[0], name="more", selector=Selector(here, there)))
+    server.connections.append(replace(server.connections[0], name="more", selector=Selector(there, here)))
     client.restart()
     server.restart()
     for name in ("server0", "more"):
         client.endpoint.initiate(name, fleet.now)
     fleet.flush(client)
-    fleet.run(5.0)
+    return fleet
+
+
+def test_a_peer_cannot_bring_up_what_was_taken_down_here() -> None:
+    """Two connections share a phase 1; the one that is down stays down though its phase 1 lives."""
+    fleet = two_connections().run(5.0)
+    client, server = fleet.clients[0], fleet.server
     assert len(server.said(events.IkeSaEstablished)) == 1
     assert len(server.endpoint.usable_children()) == 2
     client.endpoint.terminate("more", fleet.now)
@@ -347,6 +376,28 @@ def test_a_peer_cannot_bring_up_what_was_taken_down_here() -> None:
     fleet.run(30.0)
     assert [child.connection for child in client.endpoint.children()] == ["server0"]
     assert [child.connection for child in server.endpoint.children()] == ["client0"]
+
+
+@pytest.mark.parametrize("moment", [0.015, 0.035, 0.055, 0.065, 0.075, 0.085])
+@pytest.mark.parametrize(("down", "stays"), [("more", "server0"), ("server0", "more")])
+def test_taking_one_down_leaves_what_is_under_way_for_another(down: str, stays: str, moment: float) -> None:
+    """In Main Mode, in Quick Mode, whichever connection has begun the phase 1 that both share."""
+    fleet = two_connections().run(moment)
+    fleet.clients[0].endpoint.terminate(down, fleet.now)
+    fleet.flush(fleet.clients[0])
+    fleet.run(30.0)
+    assert [child.connection for child in fleet.clients[0].endpoint.usable_children()] == [stays]
+
+
+def test_a_pair_is_renewed_though_the_phase_1_that_should_have_done_it_was_taken_down() -> None:
+    fleet = two_connections().run(5.0)
+    client = fleet.clients[0]
+    client.endpoint.rekey("server0", fleet.now, phase1=True)
+    client.endpoint.terminate("more", fleet.now)
+    fleet.flush(client)
+    fleet.run(3600.0)
+    assert [child.connection for child in client.endpoint.usable_children()] == ["server0"]
+    assert client.endpoint.usable_children()[0].expires > fleet.now
 
 
 def test_keepalives_follow_a_server_that_moves() -> None:

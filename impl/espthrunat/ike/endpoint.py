@@ -165,7 +165,7 @@ class Endpoint:
         for exchange in self._phase1:
             sa = exchange.sa
             here = connection.remote is not None and sa.path == keeper.launcher.path_to(connection)
-            if (here or sa.connection.name == name) and all(p in mine for p in self._pairs.of(sa.identity, sa.path)):
+            if (here or sa.connection.name == name) and not self._serves_others(sa, name):
                 paths.add(sa.path)
                 if sa.established:
                     keeper.end_all(sa, reason, now)
@@ -176,6 +176,13 @@ class Endpoint:
         for path in paths:
             if not self._pairs.on_path(path) and not any(e.sa.path == path for e in self._phase1):
                 keeper.keepalives.stop(path)
+
+    def _serves_others(self, sa: IkeSa, name: str) -> bool:
+        """Whether connections other than this one need a phase 1, be it for pairs, or for what is under way."""
+        launcher = self._keeper.launcher
+        pairs = (pair.child.connection for pair in self._pairs if pair.child.path == sa.path)
+        quick = (exchange.connection.name for exchange in launcher.quick_of(sa))
+        return launcher.want_no_more(sa, name) or any(other != name for other in (*pairs, *quick))
 
     def shut_down(self, now: float) -> None:
         """Take everything down."""

@@ -86,9 +86,12 @@ class Launcher:
         if all((w.connection.name, w.replaces) != (want.connection.name, want.replaces) for w in wants):
             wants.append(want)
 
-    def wanted_connections(self, sa: IkeSa) -> list[str]:
-        """What a phase 1 is for."""
-        return [want.connection.name for want in self._wants.get(sa, ())]
+    def want_no_more(self, sa: IkeSa, connection: str) -> bool:
+        """A connection is not wanted any more; whether the phase 1 is still wanted for others."""
+        rest = [want for want in self._wants.get(sa, ()) if want.connection.name != connection]
+        if sa in self._wants:
+            self._wants[sa] = rest
+        return bool(rest)
 
     def take_wants(self, sa: IkeSa) -> list[Want]:
         """What a phase 1 that has ended was for."""

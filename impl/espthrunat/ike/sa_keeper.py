@@ -186,7 +186,9 @@ class SaKeeper:
         exchange.abandon()
         self.renewal.forget_phase1(exchange)
         self.liveness.forget(sa)
-        self.launcher.take_wants(sa)
+        for want in self.launcher.take_wants(sa):
+            for old in want.replaces:
+                self.renewal.not_replaced(old, now)
         for quick in self.launcher.quick_of(sa):
             for old in self.launcher.replaced_by(quick):
                 self.renewal.not_replaced(old, now)
