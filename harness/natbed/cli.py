@@ -142,7 +142,7 @@ def matrix(
     from .matrix_select import Choice
     from .results import report
     from .results.store import StoreError, default_folder
-    from .scenario import topologies_directory
+    from .topology_files import topologies_directory
 
     ids, where = tuple(cell or ()), results or default_folder()
     _together({"--smoke": smoke, "--full": full, "--last-failed": last_failed, "CELL": bool(ids)})
@@ -244,7 +244,8 @@ def conformance(
 
 
 def _find(name: str) -> type[Scenario]:
-    from .scenario import ScenarioError, find
+    from .scenario import ScenarioError
+    from .topology_files import find
 
     try:
         return find(name)

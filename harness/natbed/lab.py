@@ -17,7 +17,8 @@ import mininet.net
 import mininet.util
 
 from .link import Link
-from .node import Gateway, Host, Nat, Node, Router, Segment
+from .node import Node
+from .node_kinds import Gateway, Host, Nat, Router, Segment
 from .process import CommandFailed, end_processes
 from .scenario import Scenario
 

@@ -14,8 +14,9 @@ import msgspec
 
 from .nat.presets import PRESETS
 from .runner import RunOptions
-from .scenario import Scenario, ScenarioError, scenarios_of
+from .scenario import Scenario, ScenarioError
 from .settings import Protection
+from .topology_files import scenarios_of, topology_files
 
 TABLE = pathlib.Path(__file__).with_name("matrix.toml")
 
@@ -210,15 +211,6 @@ def scenarios_in(folder: pathlib.Path) -> list[type[Scenario]]:
     if not found:
         raise MatrixError(f"{folder}: no scenarios there")
     return sorted(found, key=lambda scenario: scenario.letter)
-
-
-def topology_files(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The Python files of a folder that are not hidden, private or tests."""
-    return [
-        file
-        for file in sorted(folder.rglob("*.py"))
-        if not any(part.startswith(("_", ".", "test_", "conftest")) for part in file.relative_to(folder).parts)
-    ]
 
 
 def _listed(values: Iterable[object]) -> str:

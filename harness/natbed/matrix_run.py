@@ -17,11 +17,11 @@ from rich.table import Table
 from rich.text import Text
 
 from .checks import Verdict
-from .matrix import Cell, Matrix, topology_files
+from .matrix import Cell, Matrix
 from .matrix_select import Choice
 from .results import store
 from .results.report import CELLS, COLOURS, NAME, CellRecord, Report, append
-from .scenario import topologies_directory
+from .topology_files import topologies_directory, topology_files
 
 EXIT_CODES = {Verdict.PASSED: 0, Verdict.FAILED: 1, Verdict.LAB_BROKEN: 3}
 # pytest finds, runs and distributes the cells; natbed shows and keeps what came of them. A topology is no test module.

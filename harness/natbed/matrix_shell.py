@@ -20,8 +20,11 @@ class OpenedRun(Run):
 
     def __init__(self, *arguments: Any, **more: Any) -> None:
         super().__init__(*arguments, **more)
-        self.lab = _OpenedLab(self)
         self._opened = False
+
+    def make_lab(self) -> Lab:
+        """One that is looked at before it goes down."""
+        return _OpenedLab(self)
 
     @contextlib.contextmanager
     def daemons(self) -> Iterator[dict[str, Daemon]]:

@@ -121,7 +121,8 @@ class TopologyFile(pytest.File):
 
     def collect(self) -> Iterator[pytest.Item]:
         """One item a scenario."""
-        from .scenario import ScenarioError, scenarios_of
+        from .scenario import ScenarioError
+        from .topology_files import scenarios_of
 
         try:
             scenarios = scenarios_of(self.path)

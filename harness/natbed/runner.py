@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import datetime
 import importlib.metadata
 import inspect
@@ -19,38 +18,29 @@ from pyroute2.netlink.exceptions import NetlinkError
 from . import pki
 from .capture import Capture, CaptureError
 from .checks import CheckResult, Verdict
-from .checks.connectivity import Pair, check_connectivity
-from .checks.discovery import TunnelView, check_discovery
 from .checks.leaks import Snapshot, check_leaks
-from .checks.rekey import RekeyTarget, check_rekey, confirm_on_the_wire, steps
-from .checks.throughput import IperfError, IperfPath, PathRates, measure, measure_path
-from .checks.transport import HostPair, check_transport
-from .checks.wire import audit_wire, merge_segments
-from .conntrack import ConntrackError, ConntrackEvents, Mapping, udp_mappings
-from .expectation import public_segments, wire_expectation
+from .checks.rekey import confirm_on_the_wire
+from .conntrack import ConntrackError, ConntrackEvents
+from .expectation import public_segments
 from .isolation import IsolationError, isolated, runtime_directory
+from .judging import Judge
 from .lab import Lab, LabError
 from .link import LinkError
 from .nat import presets
-from .nat.profile import Kind, NatProfile
+from .nat.profile import NatProfile
 from .nat.rules import NatError
-from .nat.selfcheck import check_probes
 from .node import NodeError
-from .paths import initiator_seen, responder_seen, translated
-from .plans import Conversation
-from .probes import probes
 from .process import CommandFailed
 from .results import store
 from .results.record import ClientRecord, HostRecord, RunRecord
-from .results.summary import client_records, row_names
-from .scenario import Scenario, Tunnel
+from .results.summary import client_records
+from .scenario import Scenario
 from .settings import Protection, host_settings, identity
-from .stacks.base import Daemon, Stack, StackError, Timing, TunnelStatus
+from .stacks.base import Daemon, Stack, StackError, Timing
 from .stacks.espthrunat import EspThruNat
 
 UP_SECONDS = 40.0
 RESPONDER_SECONDS = 5.0  # that a responder may be up later than its initiator
-AUDITS_AT_ONCE = 2  # each a tshark, which takes a processor
 _POLL = 0.005  # seconds between questions; a stack says nothing unasked
 # An OSError is the lab's: a program that is not there, a route that is refused. A stack reports its own as StackError.
 LAB_ERRORS = (
@@ -94,14 +84,16 @@ class Run:
         self.scenario = scenario(**_parameters(scenario, options))
         self.started = datetime.datetime.now().astimezone()
         self.folder = store.new_evidence(options.results, scenario.letter, self.started)
-        self.lab = Lab(self.scenario)
+        self.lab = self.make_lab()
+        self.judge = Judge(self.lab, options.protection, options.seconds)
         self.checks: list[CheckResult] = []
         self.hosts: list[HostRecord] = []
         self.connect_seconds: dict[str, float] = {}
-        self.views: dict[str, TunnelView] = {}  # by tunnel
-        self.mappings: dict[str, list[Mapping]] = {}  # by NAT
-        self.plain_rates: dict[str, PathRates] = {}  # by row, where they had to be measured beforehand
         self._progress = progress
+
+    def make_lab(self) -> Lab:
+        """The lab of the scenario, not up yet."""
+        return Lab(self.scenario)
 
     def execute(self) -> RunRecord:
         """Run it all. What goes wrong in the lab or the implementation ends as a verdict; an interrupt is raised."""
@@ -124,22 +116,25 @@ class Run:
 
     def _in_lab(self) -> None:
         self._needs_something_to_judge()
-        if not self._nats_prove_themselves():
-            return
-        if self._transport and not self._plain_throughput():
+        self.checks.append(nats := self.judge.nats())
+        if not nats.passed or (self.options.protection.mode == "transport" and not self._plain_throughput()):
             return
         with contextlib.ExitStack() as stack:
             captures = stack.enter_context(self._watching())
             daemons = stack.enter_context(self.daemons())
             self._progress("bringing the tunnels up")
             self.connect(daemons)
-            self._discover(daemons)
+            self.checks.append(self.judge.discovery(daemons))
             self._progress("checking connectivity, all clients at once")
-            self.checks.append(self._connectivity())
-            self._rekey(daemons)
+            self.checks.append(self.judge.connectivity())
+            if self.options.rekey != "none":
+                self._progress(f"rekeying under traffic: {self.options.rekey}")
+                self.checks.append(self.judge.rekey(daemons, self.options.rekey))
             for capture in captures.values():
                 capture.stop()
-            self._throughput()
+            for row in self.judge.rows():
+                self._progress(f"measuring throughput of {row}: tunnel and plain, forward and reverse")
+                self.checks.append(self.judge.throughput(row))
             self._measure_hosts(daemons)
         self._progress("auditing the wire")
         self._audit(captures)
@@ -154,10 +149,13 @@ class Run:
             reason = self.scenario.not_supported.get(mode, "it does not say why")
             raise LabError(f"scenario {self.scenario.letter} has no {mode} mode: {reason}")
 
-    def _nats_prove_themselves(self) -> bool:
-        result = check_probes(probes(self.scenario, self.lab))
-        self.checks.append(result)
-        return result.passed
+    def _plain_throughput(self) -> bool:
+        for row in self.judge.rows():
+            self._progress(f"measuring throughput of {row} without IPsec")
+            if (problem := self.judge.plain_throughput(row)) is not None:
+                self.checks.append(problem)
+                return False
+        return True
 
     @contextlib.contextmanager
     def _watching(self) -> Iterator[dict[str, Capture]]:
@@ -220,123 +218,15 @@ class Run:
             if missing:
                 time.sleep(_POLL)
 
-    def _discover(self, daemons: dict[str, Daemon]) -> None:
-        statuses = {name: {s.name: s for s in daemon.status()} for name, daemon in daemons.items()}
-        translating = [nat for nat in self.lab.nats if nat.profile.kind is not Kind.NONE]
-        self.mappings = {nat.name: udp_mappings(nat) for nat in translating}
-        self.views = {tunnel.name: self._view(tunnel, statuses) for tunnel in self.scenario.tunnels()}
-        self.checks.append(check_discovery(list(self.views.values())))
-
-    def _view(self, tunnel: Tunnel, statuses: dict[str, dict[str, TunnelStatus]]) -> TunnelView:
-        return TunnelView(
-            client=tunnel.initiator,
-            inside=self.lab.host(tunnel.initiator).address,
-            initiator=statuses[tunnel.initiator].get(tunnel.name),
-            responder=statuses[tunnel.responder].get(tunnel.name),
-            nat=translated(self.scenario, tunnel),
-            seen=initiator_seen(self.scenario, tunnel, self.mappings),
-            dialed=responder_seen(self.scenario, tunnel),
-        )
-
-    @property
-    def _transport(self) -> bool:
-        return self.options.protection.mode == "transport"
-
-    def _conversations(self) -> list[Conversation]:
-        return [self._as_mapped(one) for one in self.scenario.conversations(self.options.protection.mode)]
-
-    def _as_mapped(self, one: Conversation) -> Conversation:
-        """With the address by which the responder says that it knows the client, where it gave it one."""
-        view = self.views.get(one.tunnel)
-        mapped = view.responder.mapped_network if view and view.responder else ""
-        return dataclasses.replace(one, client_seen=mapped.partition("/")[0]) if mapped else one
-
-    def _connectivity(self) -> CheckResult:
-        talk = [(one, self.lab[one.client], self.lab[one.server]) for one in self._conversations()]
-        if not self._transport:
-            return check_connectivity(
-                [Pair(c, s, o.client_address, o.server_address, o.client_seen, o.server_seen) for o, c, s in talk]
-            )
-        return check_transport(
-            [HostPair(c, s, o.client_address, o.server_address, o.client_seen, o.server_seen) for o, c, s in talk]
-        )
-
-    def _rekey(self, daemons: dict[str, Daemon]) -> None:
-        if self.options.rekey == "none":
-            return
-        self._progress(f"rekeying under traffic: {self.options.rekey}")
-        talk = {one.tunnel: one for one in reversed(self._conversations())}  # the first of each tunnel
-        targets = [
-            RekeyTarget(
-                name=tunnel.name,
-                client=self.lab[talk[tunnel.name].client],
-                server=self.lab[talk[tunnel.name].server],
-                client_address=talk[tunnel.name].client_address,
-                server_address=talk[tunnel.name].server_address,
-                initiator=daemons[tunnel.initiator],
-                responder=daemons[tunnel.responder],
-                client_seen=talk[tunnel.name].client_seen,
-                server_seen=talk[tunnel.name].server_seen,
-            )
-            for tunnel in self.scenario.tunnels()
-        ]
-        self.checks.append(check_rekey(targets, steps(self.options.rekey), one_flow=self._transport))
-
-    def _path(self, one: Conversation) -> IperfPath:
-        client, server = self.lab[one.client], self.lab[one.server]
-        return IperfPath(client, server, one.client_address, one.server_address, dialed=one.server_seen)
-
-    def _plain_path(self, one: Conversation) -> IperfPath:
-        """Without IPsec: between the ends of the tunnel, since what is behind them is not reached any other way."""
-        tunnel = next(tunnel for tunnel in self.scenario.tunnels() if tunnel.name == one.tunnel)
-        client, server = self.lab.host(tunnel.initiator), self.lab.host(tunnel.responder)
-        dialed = self.scenario.hosts_planned[server.name].public
-        return IperfPath(client, server, client.address, server.address, dialed=dialed)
-
-    def _rows(self) -> list[tuple[str, Conversation]]:
-        conversations = self._conversations()
-        return list(zip(row_names(conversations), conversations, strict=True))
-
-    def _plain_throughput(self) -> bool:
-        """Measure the paths without IPsec while they can be: in transport mode the same addresses are protected."""
-        for name, one in self._rows() if self.options.seconds else []:
-            self._progress(f"measuring throughput of {name} without IPsec")
-            try:
-                self.plain_rates[name] = measure_path(self._path(one), duration=self.options.seconds)
-            except IperfError as error:
-                self._add(Verdict.LAB_BROKEN, f"throughput {name}", f"plain path: {error}")
-                return False
-        return True
-
-    def _throughput(self) -> None:
-        if not self.options.seconds:
-            return
-        for row, one in self._rows():
-            self._progress(f"measuring throughput of {row}: tunnel and plain, forward and reverse")
-            plain = self.plain_rates.get(row) or self._plain_path(one)
-            name = f"throughput {row}"
-            self.checks.append(measure(self._path(one), plain, name=name, duration=self.options.seconds))
-
     def _measure_hosts(self, daemons: dict[str, Daemon]) -> None:
         for name, daemon in daemons.items():
             ready, memory = round(daemon.ready_seconds * 1000, 1), round(daemon.memory() / 1e6, 1)
             self.hosts.append(HostRecord(name=name, ready_milliseconds=ready, memory_megabytes=memory))
 
     def _audit(self, captures: dict[str, Capture]) -> None:
-        keys = [self.folder / name / "keys" for name in self.scenario.hosts_planned]
-
-        def audit(segment: str) -> CheckResult | None:
-            expected = wire_expectation(self.scenario, segment, self.mappings, self.options.protection)
-            if expected is None:
-                return None
-            profile, capture = self.folder / f"{segment}-wireshark", captures[segment]
-            return audit_wire(capture.path, keys, expected, profile=profile, summary=capture.summary)
-
-        with ThreadPoolExecutor(AUDITS_AT_ONCE) as pool:
-            found = {name: one for name, one in zip(captures, pool.map(audit, captures), strict=True) if one}
-        if found:
-            self.checks.append(merge_segments(found))
-            spis = {spi for one in found.values() for spi in one.details.get("spis", [])}
+        if (wire := self.judge.wire(captures, self.folder)) is not None:
+            self.checks.append(wire)
+            spis = wire.details.get("spis", [])
             self.checks = [confirm_on_the_wire(one, spis) if one.name == "rekey" else one for one in self.checks]
 
     # the record
@@ -347,7 +237,7 @@ class Run:
     def _clients(self) -> list[ClientRecord]:
         if self.options.protection.mode not in self.scenario.modes:
             return []
-        return client_records(self._conversations(), self.views, self.connect_seconds, self.checks)
+        return client_records(self.judge.conversations(), self.judge.views, self.connect_seconds, self.checks)
 
     def _record(self, seconds: float) -> RunRecord:
         verdict, reason = conclude(self.checks)

@@ -1,14 +1,11 @@
-"""Scenarios: networks as they are written in topologies/, their addresses and their tunnels; and where to find them."""
+"""Scenarios: networks as they are written in topologies/, their addresses and their tunnels."""
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import inspect
 import ipaddress
-import pathlib
 import sys
-from types import ModuleType
 from typing import Any, ClassVar
 
 import mininet.topo
@@ -16,7 +13,7 @@ import mininet.topo
 from .link import interface_name
 from .nat import presets
 from .nat.profile import Kind, NatProfile
-from .node import Gateway, Host, Nat, Router, Segment, Station
+from .node_kinds import Gateway, Host, Nat, Router, Segment, Station
 from .plans import Conversation, GatewayPlan, HostPlan, InternetPlan, LanPlan, NatPlan, Tunnel
 
 __all__ = [
@@ -29,10 +26,7 @@ __all__ = [
     "Scenario",
     "ScenarioError",
     "Tunnel",
-    "find",
-    "load_scenarios",
     "main",
-    "scenarios_of",
 ]
 
 PUBLIC = ipaddress.IPv4Network("203.0.113.0/24")  # RFC 5737: one /28 for each that is attached to the Internet
@@ -346,70 +340,6 @@ class Scenario(mininet.topo.Topo):
         self.nodeInfo(upstream.name)["routes"].append((network, via))
         if upstream.profile.kind is Kind.NONE:
             self._route_back(network, upstream.public_address, upstream.wan)
-
-
-def load_scenarios() -> list[type[Scenario]]:
-    """All scenarios of the topologies directory, in the order of their letters. Raises `ScenarioError`."""
-    directory = topologies_directory()
-    found: dict[str, type[Scenario]] = {}
-    for file in sorted(directory.rglob("*.py")):
-        if any(part.startswith(("_", ".")) for part in file.relative_to(directory).parts):
-            continue
-        for scenario in scenarios_of(file):
-            if scenario.letter in found:
-                other = inspect.getfile(found[scenario.letter])
-                raise ScenarioError(f"{file} and {other} both have the letter {scenario.letter}")
-            found[scenario.letter] = scenario
-    return [found[letter] for letter in sorted(found)]
-
-
-def find(letter: str) -> type[Scenario]:
-    """The scenario of that letter, upper or lower case. Raises `ScenarioError` that says which there are."""
-    scenarios = load_scenarios()
-    for scenario in scenarios:
-        if scenario.letter.lower() == letter.lower():
-            return scenario
-    raise ScenarioError(f"no scenario {letter!r}; there are {', '.join(one.letter for one in scenarios)}")
-
-
-def scenarios_of(file: pathlib.Path) -> list[type[Scenario]]:
-    """The scenarios that a topology file defines, those with a letter. Raises `ScenarioError`."""
-    module = _load(file)
-    return [
-        value
-        for value in vars(module).values()
-        if isinstance(value, type)
-        and issubclass(value, Scenario)
-        and value.letter
-        and value.__module__ == module.__name__
-    ]
-
-
-def topologies_directory() -> pathlib.Path:
-    """Where the topology files are: beside harness/ in the repository, beside the package in an installed wheel."""
-    package = pathlib.Path(__file__).resolve().parent
-    candidates = (package.parents[1] / "topologies", package.parent / "natbed_topologies")
-    for directory in candidates:
-        if directory.is_dir():
-            return directory
-    raise ScenarioError(f"no topologies in {' or '.join(map(str, candidates))}")
-
-
-def _load(file: pathlib.Path) -> ModuleType:
-    name = f"natbed_topologies.{file.resolve().parent.name}.{file.stem}"
-    loaded = sys.modules.get(name)
-    if loaded is not None and loaded.__file__ == str(file.resolve()):
-        return loaded
-    specification = importlib.util.spec_from_file_location(name, file.resolve())
-    if specification is None or specification.loader is None:
-        raise ScenarioError(f"{file} is no Python file")
-    module = sys.modules[name] = importlib.util.module_from_spec(specification)
-    try:
-        specification.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[name]
-        raise ScenarioError(f"{file}: {type(error).__name__}: {error}") from error
-    return module
 
 
 def main(scenario: type[Scenario], argv: list[str] | None = None) -> int:

@@ -12,7 +12,7 @@ from natbed.isolation import isolate
 isolate()  # before the imports that start threads
 
 from natbed.lab import Lab  # noqa: E402
-from natbed.scenario import find  # noqa: E402
+from natbed.topology_files import find  # noqa: E402
 
 
 def main() -> None:

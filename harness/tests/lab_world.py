@@ -22,7 +22,7 @@ from natbed.isolation import runtime_directory
 from natbed.lab import Lab
 from natbed.nat import presets
 from natbed.nat.profile import NatProfile
-from natbed.node import Host, Nat
+from natbed.node_kinds import Host, Nat
 from natbed.scenario import Scenario, Tunnel
 
 NAT, SERVER, STRANGER = "203.0.113.2", "203.0.113.18", "203.0.113.34"

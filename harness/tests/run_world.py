@@ -11,9 +11,10 @@ from natbed.nat import presets
 from natbed.node import Node
 from natbed.results.record import RunRecord
 from natbed.runner import Run, RunOptions
-from natbed.scenario import Scenario, find
+from natbed.scenario import Scenario
 from natbed.settings import Protection
 from natbed.stacks.espthrunat import EspThruNat
+from natbed.topology_files import find
 
 NAT, SERVER = "203.0.113.2", "203.0.113.18"
 Hook = Callable[[Run], None]

@@ -19,7 +19,7 @@ from ordinary_user import FORBIDDEN
 
 from natbed.checks import Verdict
 from natbed.results import store
-from natbed.scenario import topologies_directory
+from natbed.topology_files import topologies_directory
 
 pytestmark = pytest.mark.usefixtures("isolated")
 

@@ -11,8 +11,9 @@ from natbed.checks import Verdict
 from natbed.checks.discovery import TunnelView, check_discovery
 from natbed.conntrack import Mapping
 from natbed.paths import initiator_seen, responder_seen, translated
-from natbed.scenario import Scenario, Tunnel, find
+from natbed.scenario import Scenario, Tunnel
 from natbed.stacks.base import TunnelStatus
+from natbed.topology_files import find
 
 NAT, SERVER = "203.0.113.2", "203.0.113.18"
 SEEN = {1: (NAT, 500), 2: (NAT, 337)}

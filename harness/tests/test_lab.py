@@ -20,8 +20,9 @@ from inhabitants import inhabitants
 
 from natbed.lab import Lab, address_seen_from
 from natbed.nat import presets
-from natbed.node import Host
-from natbed.scenario import Scenario, find
+from natbed.node_kinds import Host
+from natbed.scenario import Scenario
+from natbed.topology_files import find
 
 pytestmark = pytest.mark.usefixtures("isolated")
 

@@ -14,7 +14,7 @@ from natbed.checks import Verdict
 from natbed.checks import leaks as leaks_check
 from natbed.checks.leaks import Snapshot, check_leaks
 from natbed.runner import Run
-from natbed.scenario import find
+from natbed.topology_files import find
 
 
 @pytest.fixture(autouse=True)

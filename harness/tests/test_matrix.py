@@ -14,8 +14,9 @@ from natbed.matrix_select import Choice, select
 from natbed.nat import presets
 from natbed.nat.presets import PRESETS
 from natbed.nat.profile import NatProfile
-from natbed.scenario import Scenario, load_scenarios, topologies_directory
+from natbed.scenario import Scenario
 from natbed.settings import Protection
+from natbed.topology_files import load_scenarios, topologies_directory
 
 AXES = Axes(
     mode=("tunnel", "transport"),

@@ -24,8 +24,9 @@ from natbed.results import report, store
 from natbed.results.record import RunRecord
 from natbed.results.report import CellRecord, Report
 from natbed.runner import RunOptions
-from natbed.scenario import Scenario, find
+from natbed.scenario import Scenario
 from natbed.stacks.base import Daemon, StackError
+from natbed.topology_files import find
 
 pytestmark = pytest.mark.usefixtures("isolated")
 

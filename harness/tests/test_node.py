@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 import pytest
 from inhabitants import inhabitants
 
-from natbed.node import CommandFailed, Node, NodeError, Router
+from natbed.node import CommandFailed, Node, NodeError
+from natbed.node_kinds import Router
 
 pytestmark = pytest.mark.usefixtures("isolated")
 

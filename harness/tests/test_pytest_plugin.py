@@ -10,7 +10,7 @@ import pytest
 
 from natbed.checks import Verdict
 from natbed.results import store
-from natbed.scenario import topologies_directory
+from natbed.topology_files import topologies_directory
 
 pytestmark = pytest.mark.usefixtures("isolated")
 

@@ -18,10 +18,11 @@ from natbed.nat import presets
 from natbed.node_like import NodeLike
 from natbed.results import store
 from natbed.runner import Run, RunOptions, conclude
-from natbed.scenario import Tunnel, find
+from natbed.scenario import Tunnel
 from natbed.settings import Protection
 from natbed.stacks.base import HostSettings, TunnelStatus
 from natbed.stacks.espthrunat import EspThruNat, EspThruNatDaemon
+from natbed.topology_files import find
 
 pytestmark = pytest.mark.usefixtures("isolated")
 

@@ -7,14 +7,15 @@ import pathlib
 import pytest
 from run_world import NAT, SERVER, check, commands, options, passed, protocols, run
 
-from natbed.checks import Verdict
+from natbed.checks import CheckResult, Verdict
+from natbed.judging import Daemons, Judge
 from natbed.nat import presets
 from natbed.node_like import NodeLike
 from natbed.runner import Run, RunOptions
-from natbed.scenario import find
 from natbed.settings import Protection
-from natbed.stacks.base import Daemon, HostSettings, StackError
+from natbed.stacks.base import HostSettings, StackError
 from natbed.stacks.espthrunat import EspThruNat, EspThruNatDaemon
+from natbed.topology_files import find
 
 pytestmark = pytest.mark.usefixtures("isolated")
 
@@ -68,19 +69,21 @@ def test_throughput_of_hosts_own_addresses(tmp_path: pathlib.Path) -> None:
     assert min(rates.plain_forward, rates.plain_reverse) > max(rates.tunnel_forward, rates.tunnel_reverse) > 1
 
 
-class Lossy(Run):
-    """A run whose NAT drops one ESP packet of the stream to the server while SAs are replaced."""
+class Lossy(Judge):
+    """In its lab the NAT drops one ESP packet of the stream to the server while SAs are replaced."""
 
-    def _rekey(self, daemons: dict[str, Daemon]) -> None:
+    def rekey(self, daemons: Daemons, side: str) -> CheckResult:
         esp = "-m u32 --u32 0>>22&0x3C@8=0&&0>>22&0x3C@12=0"
         one = "-m statistic --mode nth --every 1000000 --packet 120"
-        commands(self.lab["nat"], f"iptables -I FORWARD -o nat-eth0 -p udp --dport 500 {esp} {one} -j DROP")
-        super()._rekey(daemons)
+        commands(self._lab["nat"], f"iptables -I FORWARD -o nat-eth0 -p udp --dport 500 {esp} {one} -j DROP")
+        return super().rekey(daemons, side)
 
 
 def test_one_packet_that_the_nat_drops_fails_the_rekey(tmp_path: pathlib.Path) -> None:
     asked = RunOptions(1, presets.MASQUERADE, Protection(), 0, tmp_path, "initiator")
-    record = Lossy(find("A"), asked, lambda step: None).execute()
+    lossy = Run(find("A"), asked, lambda step: None)
+    lossy.judge = Lossy(lossy.lab, asked.protection, asked.seconds)
+    record = lossy.execute()
     assert record.verdict is Verdict.FAILED
     assert record.reason.startswith("rekey: client1-server to the server: 1 of ")
     assert record.reason.endswith(" datagrams were lost, the first number 120")
@@ -125,6 +128,6 @@ def test_a_killed_implementation_can_be_started_again(tmp_path: pathlib.Path) ->
         client.restart()
         assert set(client.pids).isdisjoint(before)
         broken.connect(daemons)
-        assert broken._connectivity().passed
+        assert broken.judge.connectivity().passed
     log = (broken.folder / "client1" / "espthrunat.log").read_text()
     assert log.count("stopped") == 1, "of the second one only; the log has both"

@@ -12,8 +12,9 @@ from natbed.checks import Verdict
 from natbed.nat import presets
 from natbed.results.record import RunRecord
 from natbed.runner import Run, RunOptions
-from natbed.scenario import Scenario, Tunnel, find, load_scenarios
+from natbed.scenario import Scenario, Tunnel
 from natbed.settings import MODES, Protection
+from natbed.topology_files import find, load_scenarios
 
 pytestmark = pytest.mark.usefixtures("isolated")
 
@@ -207,14 +208,14 @@ class WrongSelector(find("F1")):  # type: ignore[misc]
 
 
 def test_a_wrong_selector_at_the_gateway_fails_connectivity(tmp_path: pathlib.Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("natbed.runner.check_connectivity", quick)
+    monkeypatch.setattr("natbed.judging.check_connectivity", quick)
     record, _ = run(asked(tmp_path, clients=1, rekey="none"), WrongSelector)
     assert record.verdict is Verdict.FAILED
     assert record.reason.startswith("connectivity: ping client1 (192.168.1.11) -> server1 (192.168.1.11): 0 of ")
 
 
 def test_a_gateway_that_maps_no_more_fails_connectivity(tmp_path: pathlib.Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("natbed.runner.check_connectivity", quick)
+    monkeypatch.setattr("natbed.judging.check_connectivity", quick)
     options = asked(tmp_path, clients=1, rekey="none")
     record = broken(find("F1"), options, "corpgw", "iptables -t nat -F")
     assert record.verdict is Verdict.FAILED

@@ -8,7 +8,8 @@ import re
 import pytest
 
 from natbed.nat import presets
-from natbed.scenario import Scenario, ScenarioError, Tunnel, find, load_scenarios, scenarios_of
+from natbed.scenario import Scenario, ScenarioError, Tunnel
+from natbed.topology_files import find, load_scenarios, scenarios_of
 
 
 class NatBehindNat(Scenario):

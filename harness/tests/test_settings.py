@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from natbed.scenario import find
 from natbed.settings import Protection, host_settings
 from natbed.stacks.base import Credentials, Forwards, HostSettings, Timing
 from natbed.stacks.espthrunat import _toml
+from natbed.topology_files import find
 
 
 def test_both_ends_of_a_tunnel_share_a_secret_of_their_own() -> None:

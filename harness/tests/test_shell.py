@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from natbed.lab import Lab
-from natbed.scenario import find
 from natbed.shell import open_shell
+from natbed.topology_files import find
 
 pytestmark = pytest.mark.usefixtures("isolated")
 

@@ -12,7 +12,7 @@ import pytest
 from natbed.checks import CheckResult, Verdict
 from natbed.checks.transport import HostPair, check_transport
 from natbed.lab import Lab
-from natbed.scenario import find
+from natbed.topology_files import find
 
 pytestmark = pytest.mark.usefixtures("isolated")
 

@@ -90,7 +90,7 @@ def audit_wire(
 
 
 def merge_segments(results: Mapping[str, CheckResult]) -> CheckResult:
-    """One verdict on several segments: the worst one's, else the first one's, with the verdict on each."""
+    """One verdict on several segments: the worst one's, else the first one's; with that on each, and all SPIs seen."""
     first = next(iter(results.values()))
     worst = first
     for segment, result in results.items():
@@ -98,7 +98,8 @@ def merge_segments(results: Mapping[str, CheckResult]) -> CheckResult:
             reason = result.reason if result is first else f"at {segment}: {result.reason}"
             worst = msgspec.structs.replace(result, reason=reason)
     segments = {segment: {"verdict": result.verdict, "reason": result.reason} for segment, result in results.items()}
-    details = {**worst.details, "segments": segments}
+    spis = list(dict.fromkeys(spi for result in results.values() for spi in result.details.get("spis", [])))
+    details = {**worst.details, "segments": segments, "spis": spis}
     return msgspec.structs.replace(worst, details=details)
 
 

@@ -1,0 +1,166 @@
+"""Lets the checks look at a lab whose tunnels are up: whom each of them asks, where, and what must be found."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping as MappingOf
+from concurrent.futures import ThreadPoolExecutor
+
+from .capture import Capture
+from .checks import CheckResult, Verdict
+from .checks.connectivity import Pair, check_connectivity
+from .checks.discovery import TunnelView, check_discovery
+from .checks.rekey import RekeyTarget, check_rekey, steps
+from .checks.throughput import IperfError, IperfPath, PathRates, measure, measure_path
+from .checks.transport import HostPair, check_transport
+from .checks.wire import audit_wire, merge_segments
+from .conntrack import Mapping, udp_mappings
+from .expectation import wire_expectation
+from .lab import Lab
+from .nat.profile import Kind
+from .nat.selfcheck import check_probes
+from .paths import initiator_seen, responder_seen, translated
+from .plans import Conversation, Tunnel
+from .probes import probes
+from .results.summary import row_names
+from .settings import Protection
+from .stacks.base import Daemon, TunnelStatus
+
+AUDITS_AT_ONCE = 2  # each a tshark, which takes a processor
+Daemons = MappingOf[str, Daemon]  # by host
+
+
+class Judge:
+    """Of one lab. What one check finds out, others need: views of the tunnels, mappings of the NATs, plain rates."""
+
+    def __init__(self, lab: Lab, protection: Protection, seconds: int) -> None:
+        """`seconds` is the length of each iperf3 measurement; 0 leaves throughput out."""
+        self.views: dict[str, TunnelView] = {}  # by tunnel
+        self._lab = lab
+        self._scenario = lab.scenario
+        self._protection = protection
+        self._seconds = seconds
+        self._mappings: dict[str, list[Mapping]] = {}  # by NAT
+        self._plain_rates: dict[str, PathRates] = {}  # by row, where they had to be measured beforehand
+
+    def nats(self) -> CheckResult:
+        """Whether each NAT translates as declared, and nothing else does."""
+        return check_probes(probes(self._scenario, self._lab))
+
+    def discovery(self, daemons: Daemons) -> CheckResult:
+        """What both ends of each tunnel found out about the NATs between them."""
+        statuses = {name: {s.name: s for s in daemon.status()} for name, daemon in daemons.items()}
+        translating = [nat for nat in self._lab.nats if nat.profile.kind is not Kind.NONE]
+        self._mappings = {nat.name: udp_mappings(nat) for nat in translating}
+        self.views = {tunnel.name: self._view(tunnel, statuses) for tunnel in self._scenario.tunnels()}
+        return check_discovery(list(self.views.values()))
+
+    def _view(self, tunnel: Tunnel, statuses: dict[str, dict[str, TunnelStatus]]) -> TunnelView:
+        return TunnelView(
+            client=tunnel.initiator,
+            inside=self._lab.host(tunnel.initiator).address,
+            initiator=statuses[tunnel.initiator].get(tunnel.name),
+            responder=statuses[tunnel.responder].get(tunnel.name),
+            nat=translated(self._scenario, tunnel),
+            seen=initiator_seen(self._scenario, tunnel, self._mappings),
+            dialed=responder_seen(self._scenario, tunnel),
+        )
+
+    def conversations(self) -> list[Conversation]:
+        """Who talks to whom, by the addresses that discovery has found."""
+        return [self._as_mapped(one) for one in self._scenario.conversations(self._protection.mode)]
+
+    def _as_mapped(self, one: Conversation) -> Conversation:
+        """With the address by which the responder says that it knows the client, where it gave it one."""
+        view = self.views.get(one.tunnel)
+        mapped = view.responder.mapped_network if view and view.responder else ""
+        return dataclasses.replace(one, client_seen=mapped.partition("/")[0]) if mapped else one
+
+    @property
+    def _transport(self) -> bool:
+        return self._protection.mode == "transport"
+
+    def connectivity(self) -> CheckResult:
+        """All conversations at once."""
+        talk = [(one, self._lab[one.client], self._lab[one.server]) for one in self.conversations()]
+        if not self._transport:
+            return check_connectivity(
+                [Pair(c, s, o.client_address, o.server_address, o.client_seen, o.server_seen) for o, c, s in talk]
+            )
+        return check_transport(
+            [HostPair(c, s, o.client_address, o.server_address, o.client_seen, o.server_seen) for o, c, s in talk]
+        )
+
+    def rekey(self, daemons: Daemons, side: str) -> CheckResult:
+        """All tunnels at once, by `side`: initiator, responder or both."""
+        return check_rekey(self._rekey_targets(daemons), steps(side), one_flow=self._transport)
+
+    def _rekey_targets(self, daemons: Daemons) -> list[RekeyTarget]:
+        talk = {one.tunnel: one for one in reversed(self.conversations())}  # the first of each tunnel
+        return [
+            RekeyTarget(
+                name=tunnel.name,
+                client=self._lab[talk[tunnel.name].client],
+                server=self._lab[talk[tunnel.name].server],
+                client_address=talk[tunnel.name].client_address,
+                server_address=talk[tunnel.name].server_address,
+                initiator=daemons[tunnel.initiator],
+                responder=daemons[tunnel.responder],
+                client_seen=talk[tunnel.name].client_seen,
+                server_seen=talk[tunnel.name].server_seen,
+            )
+            for tunnel in self._scenario.tunnels()
+        ]
+
+    def rows(self) -> list[str]:
+        """The names of what throughput is measured of, one a conversation; none where it is left out."""
+        return row_names(self.conversations()) if self._seconds else []
+
+    def _conversation(self, row: str) -> Conversation:
+        conversations = self.conversations()
+        return conversations[row_names(conversations).index(row)]
+
+    def plain_throughput(self, row: str) -> CheckResult | None:
+        """Measure a path without IPsec while it can be: in transport mode the same addresses are protected.
+
+        Returns why that is not possible; what was measured is kept for `throughput`.
+        """
+        try:
+            self._plain_rates[row] = measure_path(self._path(self._conversation(row)), duration=self._seconds)
+        except IperfError as error:
+            name, reason = f"throughput {row}", f"plain path: {error}"
+            return CheckResult(name=name, verdict=Verdict.LAB_BROKEN, reason=reason)
+        return None
+
+    def throughput(self, row: str) -> CheckResult:
+        """Of the tunnel, beside that of the path without IPsec."""
+        one = self._conversation(row)
+        plain = self._plain_rates.get(row) or self._plain_path(one)
+        return measure(self._path(one), plain, name=f"throughput {row}", duration=self._seconds)
+
+    def _path(self, one: Conversation) -> IperfPath:
+        client, server = self._lab[one.client], self._lab[one.server]
+        return IperfPath(client, server, one.client_address, one.server_address, dialed=one.server_seen)
+
+    def _plain_path(self, one: Conversation) -> IperfPath:
+        """Without IPsec: between the ends of the tunnel, since what is behind them is not reached any other way."""
+        tunnel = next(tunnel for tunnel in self._scenario.tunnels() if tunnel.name == one.tunnel)
+        client, server = self._lab.host(tunnel.initiator), self._lab.host(tunnel.responder)
+        dialed = self._scenario.hosts_planned[server.name].public
+        return IperfPath(client, server, client.address, server.address, dialed=dialed)
+
+    def wire(self, captures: MappingOf[str, Capture], folder: pathlib.Path) -> CheckResult | None:
+        """Audit what was captured, by segment, with the keys below `folder`; None where no tunnel passes any of it."""
+        keys = [folder / name / "keys" for name in self._scenario.hosts_planned]
+
+        def audit(segment: str) -> CheckResult | None:
+            expected = wire_expectation(self._scenario, segment, self._mappings, self._protection)
+            if expected is None:
+                return None
+            profile, capture = folder / f"{segment}-wireshark", captures[segment]
+            return audit_wire(capture.path, keys, expected, profile=profile, summary=capture.summary)
+
+        with ThreadPoolExecutor(AUDITS_AT_ONCE) as pool:
+            found = {name: one for name, one in zip(captures, pool.map(audit, captures), strict=True) if one}
+        return merge_segments(found) if found else None
