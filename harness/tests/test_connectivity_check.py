@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import time
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +60,7 @@ def test_one_lost_protocol_fails_and_says_what_was_seen(nodes: Nodes, protocol: 
 def test_a_connection_that_stalls_says_how_far_it_came(nodes: Nodes) -> None:
     rule = f"iptables -A INPUT -p tcp -d {CLIENT[0]} -m length --length 1000:65535 -j DROP"
     nodes[0].run(rule.split())
-    started = time.monotonic()
     result = judge(nodes, deadline=1.0)
-    assert time.monotonic() - started < 4
     assert result.verdict is Verdict.FAILED
     assert f"of {256 << 10} octets came back" in result.reason
 
