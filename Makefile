@@ -14,13 +14,16 @@ WITNESSES := ike-scan # other people's programs that some tests ask; they are sk
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
+# What the tests run of the matrix: every scenario in every mode, without figures, which tests beside them would spoil.
+SMOKE := --natbed-matrix smoke --natbed-seconds 0 topologies impl/tests harness/tests
+
 .PHONY: demo
 demo: setup device ## scenario A end to end: verdict, figures, and where the evidence lies
 	@$(BIN)/natbed run A
 
 .PHONY: test
-test: setup device witnesses lint ## all checks and tests
-	@$(BIN)/pytest -n auto
+test: setup device witnesses lint ## all checks and tests, and the smoke matrix
+	@$(BIN)/pytest -n auto $(SMOKE)
 
 .PHONY: matrix
 matrix: setup device ## scenarios in every pair of their variations; natbed matrix --help has more
@@ -29,7 +32,7 @@ matrix: setup device ## scenarios in every pair of their variations; natbed matr
 # The table is shown even where a test failed; a failure of either counts.
 .PHONY: conformance
 conformance: setup device witnesses ## every requirement of the draft with its tests and their results
-	@code=0; $(BIN)/pytest -m draft -n auto || code=$$?; \
+	@code=0; $(BIN)/pytest -m draft -n auto $(SMOKE) || code=$$?; \
 	$(BIN)/natbed conformance --markdown results/conformance.md || { verdict=$$?; [ $$code != 0 ] || code=$$verdict; }; \
 	exit $$code
 

@@ -18,6 +18,7 @@ class ClientsBehindOneNat(Scenario):
 
     letter = "A"
     title = "clients behind one NAT"
+    requirements = ("A",)
     nats = ("masquerade", "one-to-one")
 
     def build(self, clients: int = 2, nat: NatProfile = presets.MASQUERADE) -> None:

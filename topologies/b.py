@@ -17,6 +17,7 @@ class ServerInDmz(Scenario):
 
     letter = "B"
     title = "clients behind a NAT, server behind a 1:1 NAT"
+    requirements = ("B",)
 
     def build(self, clients: int = 2) -> None:
         """`clients` hosts on the home LAN."""

@@ -16,6 +16,7 @@ class ClientsBehindNatsInARow(Scenario):
 
     letter = "C"
     title = "clients behind NATs in a row"
+    requirements = ("C",)
 
     def build(self, clients: int = 2, nats: int = 2) -> None:
         """`clients` hosts on the home LAN; `nats` many:1 NATs between them and the Internet, nat1 the innermost."""

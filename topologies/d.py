@@ -17,6 +17,7 @@ class ServersBehindNat(Scenario):
 
     letter = "D"
     title = "servers behind a 1:1 NAT"
+    requirements = ("D",)
     client_counts = (1, 2)
     nats = ("one-to-one",)  # behind a many:1 NAT a server could not be reached, and two could not be told apart
 

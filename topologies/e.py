@@ -16,6 +16,7 @@ class ClientsConfiguredAlike(Scenario):
 
     letter = "E"
     title = "clients with the same private address"
+    requirements = ("E",)
     client_counts = (2, 3)
 
     def build(self, clients: int = 2) -> None:

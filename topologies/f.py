@@ -23,6 +23,7 @@ class LansWithTheSamePool(Scenario):
 
     letter = "F"
     title = "LANs with the same private pool"
+    requirements = ("F", "G2G-NAT")
     modes = ("tunnel",)
     not_supported = {  # noqa: RUF012
         "transport": "gateways forward the packets of others: transport mode is for a host's own (RFC 2401, 4.1)"

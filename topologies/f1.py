@@ -20,6 +20,7 @@ class OneTunnelBetweenGateways(Scenario):
 
     letter = "F1"
     title = "LANs with the same private pool, one tunnel"
+    requirements = ("F1", "G2G-NAT")
     modes = ("tunnel",)
     not_supported = {  # noqa: RUF012
         "transport": "gateways forward the packets of others: transport mode is for a host's own (RFC 2401, 4.1)"

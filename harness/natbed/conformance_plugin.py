@@ -46,6 +46,12 @@ class Recorder:
         self._items.update((item.nodeid, item) for item in items)
         return report
 
+    def pytest_itemcollected(self, item: pytest.Item) -> None:
+        """Note also what was made of what is there: the cells of a matrix, in the place of their scenario."""
+        if item.nodeid not in self._items and item.parent is not None:
+            self._items[item.nodeid] = item
+            self._found.children.setdefault(item.parent.nodeid, []).append(item.nodeid)
+
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """xdist's workers pass on what could not be collected."""
         if report.failed:

@@ -28,6 +28,8 @@ class ScenarioItem(pytest.Item):
     def __init__(self, *, scenario: type[Scenario], **more: Any) -> None:
         super().__init__(**more)
         self.scenario = scenario
+        if scenario.requirements:
+            self.add_marker(pytest.mark.draft(*scenario.requirements))
         self.record: RunRecord | None = None
 
     def options(self, seconds: int, results: pathlib.Path) -> RunOptions:
@@ -146,5 +148,7 @@ def expand(items: Sequence[pytest.Item], config: pytest.Config) -> list[pytest.I
         first = files[cell.scenario]
         assert first.parent is not None, "it was collected from a file"
         name = f"{cell.id}[{number}]" if repeat > 1 else cell.id
-        made.append(CellItem.from_parent(first.parent, name=name, scenario=first.scenario, cell=cell, number=number))
-    return [*others, *made]
+        item = CellItem.from_parent(first.parent, name=name, scenario=first.scenario, cell=cell, number=number)
+        config.hook.pytest_itemcollected(item=item)
+        made.append(item)
+    return [*made, *others]  # the longest first: else one worker has them at its end

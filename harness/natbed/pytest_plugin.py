@@ -52,6 +52,9 @@ def _wanted(config: pytest.Config) -> bool:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Isolate the process while it has one thread only: an xdist worker, or pytest itself where there are none."""
+    config.addinivalue_line(
+        "markers", "draft(id): a requirement of the draft (its id in the conformance table) that this test proves"
+    )
     record = config.getini("natbed_conformance")
     if record:
         from .conformance_plugin import Recorder

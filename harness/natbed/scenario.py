@@ -55,6 +55,8 @@ class Scenario(mininet.topo.Topo):
     """How many clients it makes sense with; (1,) where that does not vary."""
     nats: ClassVar[tuple[str, ...]] = ("masquerade",)
     """The presets that `nat` of its `build` may take."""
+    requirements: ClassVar[tuple[str, ...]] = ()
+    """The rows of the conformance table that a passed run of it proves."""
 
     def __init__(self, **parameters: Any) -> None:
         """`parameters` are those of the subclass's `build`. Raises `ScenarioError`."""

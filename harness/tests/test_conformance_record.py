@@ -17,7 +17,6 @@ INI = """
 [pytest]
 natbed_conformance = results/conformance.json
 addopts = --strict-markers
-markers = draft(id): a requirement
 """
 
 OUTCOMES = """
@@ -110,6 +109,41 @@ def test_outcomes_and_ids_are_those_of_the_tests(repository: pathlib.Path, worke
         "test_all.py::TestInside::test_passes[a::b]": ("passed", ("SA-5", "SA-4", "SA-1")),
     }
     assert [file.name for file in (repository / "results").iterdir()] == ["conformance.json"]
+
+
+SCENARIO = """
+from natbed.scenario import Scenario, Tunnel
+
+class Lost(Scenario):
+    letter = "P"
+    title = "a client without a route"
+    requirements = ("SA-3", "SEC-1")
+
+    def build(self, clients: int = 2) -> None:
+        internet = self.internet()
+        home = self.nat_router("nat", wan=internet)
+        self.host("client1", on=home.lan)
+        self.host("server", on=internet)
+        self.nodeInfo("client1")["routes"] = []
+
+    def tunnels(self) -> list[Tunnel]:
+        return [Tunnel("client1", "server")]
+"""
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_cell_of_the_matrix_proves_what_its_scenario_is_for(repository: pathlib.Path, workers: str) -> None:
+    """The scenario's network is no network, so that a run takes no time."""
+    (repository / "topologies").mkdir()
+    (repository / "topologies" / "p.py").write_text(SCENARIO)
+    matrix = ("--natbed-matrix", "smoke", "--natbed-results", "results")
+    done = run_pytest(repository, *matrix, "-m", "draft", "-n", workers, "topologies")
+    assert done.returncode == 1, done.stdout + done.stderr
+    cells = [f"topologies/p.py::P-{mode}-aes128gcm16-main-psk-2-masquerade-both" for mode in ("tunnel", "transport")]
+    found = {node: (proof.ids, proof.outcome) for node, proof in recorded(repository).items()}
+    assert found == dict.fromkeys(cells, (("SA-3", "SEC-1"), Outcome.FAILED)), done.stdout
+    run_pytest(repository, *matrix, "-m", "draft", "-k", "tunnel and not transport", "topologies")
+    assert outcomes(repository).keys() == set(cells), "one that was deselected keeps its last result"
 
 
 def test_a_worker_that_crashes_fails_its_test_and_spoils_nothing(repository: pathlib.Path) -> None:
