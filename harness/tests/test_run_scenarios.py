@@ -1,4 +1,4 @@
-"""Whole runs of the scenarios (3.1), beyond what the smoke matrix has of them: who is seen where; and what breaks them."""
+"""Whole runs of the scenarios (3.1), beyond those of the smoke matrix: who is seen where; and what breaks them."""
 
 from __future__ import annotations
 
