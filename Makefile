@@ -8,7 +8,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 COMMANDS := iptables ip iperf3 tcpdump tshark conntrack ping ethtool setpriv
 PACKAGES := iptables iproute2 iperf3 tcpdump tshark conntrack iputils-ping ethtool util-linux python3-venv
-WITNESSES := ike-scan # other people's programs that some tests ask; they are skipped where these are missing
+# Other people's programs that some tests need, COMMAND or COMMAND:PACKAGE; the tests are skipped where they are missing.
+WITNESSES := ike-scan ssh:openssh-client sshd:openssh-server
 
 .PHONY: help
 help: ## what can be made
@@ -66,12 +67,16 @@ system:
 	    apt-get update -qq; apt-get install -y -qq --no-install-recommends $(PACKAGES) >/dev/null; \
 	fi
 
+# Tests start these programs themselves: no service may come with a package, neither now (policy-rc.d) nor at the next boot.
 .PHONY: witnesses
 witnesses:
-	@missing=; for command in $(WITNESSES); do command -v $$command >/dev/null || missing="$$missing $$command"; done; \
+	@missing=; for program in $(WITNESSES); do \
+	    PATH="$$PATH:/usr/sbin:/sbin" command -v $${program%:*} >/dev/null || missing="$$missing $${program#*:}"; done; \
 	if [ -n "$$missing" ]; then \
-	    export DEBIAN_FRONTEND=noninteractive; \
-	    { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing; } >/dev/null 2>&1 \
+	    export DEBIAN_FRONTEND=noninteractive; policy=/usr/sbin/policy-rc.d; \
+	    { [ "$$(id -u)" = 0 ] && { [ -e $$policy ] || { trap "rm $$policy" EXIT; install -m 755 <(printf '#!/bin/sh\nexit 101\n') $$policy; }; } \
+	    && apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing \
+	    && { [[ ! -d /run/systemd/system || $$missing != *openssh-server* ]] || systemctl disable ssh; }; } >/dev/null 2>&1 \
 	    || echo "missing:$$missing; the tests that need them are skipped"; \
 	fi
 

@@ -116,12 +116,16 @@ def matrix(
     last_failed: Annotated[bool, typer.Option("--last-failed", help="those that did not pass the last time")] = False,
     repeat: Annotated[int, typer.Option(min=1, help="run each so many times; shows their pass rates")] = 1,
     workers: Annotated[str, typer.Option("-n", metavar="N", help="so many at once, or auto: one a core")] = "",
+    tx: Annotated[
+        list[str] | None, typer.Option("--tx", metavar="SPEC", help="a worker on that machine: see above; repeatable")
+    ] = None,
     seconds: Annotated[
         int | None, typer.Option(min=0, max=600, help="length of each iperf3 measurement; default: 1, of --smoke 0")
     ] = None,
     junit: Annotated[pathlib.Path | None, typer.Option(metavar="FILE", help="write JUnit XML to FILE too")] = None,
     shell_on_failure: Annotated[
-        bool, typer.Option("--shell-on-failure", help="open the shell on the lab of a cell that fails; not with -n")
+        bool,
+        typer.Option("--shell-on-failure", help="open the shell on the lab of a cell that fails; not with -n, --tx"),
     ] = False,
     show: Annotated[bool, typer.Option("--list", help="run nothing, list the cells")] = False,
     left_out: Annotated[bool, typer.Option("--left-out", help="with --list: what is left out, and why")] = False,
@@ -132,12 +136,19 @@ def matrix(
 ) -> None:
     """Run scenarios in all their variations: mode, suite, phase 1, clients, NAT, rekey.
 
+    Across machines, in pytest-xdist's terms: --tx ssh=root@host1//python=/path/to/.venv/bin/python --tx 2*ssh=... is a
+    worker on one and two on another; --tx popen is one here. Such a machine needs the same version of natbed, what
+    natbed doctor there calls needed (a user other than root needs user namespaces), and an ssh login without questions.
+    The scenarios are sent along, all Python files of their folder; the evidence of each cell comes home when it ends,
+    and nothing stays there. A machine that cannot be used, or is lost, is named, and the others run its cells.
+
     Exit code 0: all passed, 1: a cell failed, 2: the command makes no sense, 3: none failed, but a lab was broken or a
     cell was not run, 130: interrupted.
     """
     from rich.console import Console
 
     from .matrix import Extent, Matrix, MatrixError, scenarios_in
+    from .matrix_machines import Place
     from .matrix_run import Request, run_matrix, show_cells
     from .matrix_select import Choice
     from .results import report
@@ -150,10 +161,12 @@ def matrix(
         _fail("--left-out is for --list", USAGE)
     if workers not in ("", "auto") and not (workers.isdecimal() and int(workers)):
         raise typer.BadParameter(f"{workers!r}; a number of workers, or auto", param_hint="-n")
-    if shell_on_failure and workers:
-        _fail("--shell-on-failure and -n: several cells cannot share one terminal", USAGE)
+    _together({"-n": bool(workers), "--tx": bool(tx)})
+    if shell_on_failure and (workers or tx):
+        _fail(f"--shell-on-failure and {'-n' if workers else '--tx'}: several cells cannot share one terminal", USAGE)
     console = Console(soft_wrap=True, highlight=False)
     try:
+        places = tuple(Place.of(asked) for asked in tx or ())
         folder = topologies or topologies_directory()
         cells = Matrix(scenarios_in(folder))
         if last_failed:
@@ -164,7 +177,7 @@ def matrix(
             show_cells(cells, choice, console, left_out=left_out)
             raise typer.Exit(PASSED)
         length = seconds if seconds is not None else 0 if smoke else 1
-        request = Request(choice, repeat, workers, length, where, junit, shell_on_failure, folder)
+        request = Request(choice, repeat, workers, places, length, where, junit, shell_on_failure, folder)
         code = run_matrix(cells, request, console)
     except (MatrixError, StoreError) as error:
         _fail(str(error), USAGE)

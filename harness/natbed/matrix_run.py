@@ -18,6 +18,7 @@ from rich.text import Text
 
 from .checks import Verdict
 from .matrix import Cell, Matrix
+from .matrix_machines import LOG, Machines, Place, usable
 from .matrix_select import Choice
 from .results import store
 from .results.report import CELLS, COLOURS, NAME, CellRecord, Report, append
@@ -35,6 +36,7 @@ class Request:
     choice: Choice = field(default_factory=Choice)
     repeat: int = 1
     workers: str = ""  # xdist's -n: a number, auto; none: in this process
+    places: tuple[Place, ...] = ()  # xdist's --tx: the machines
     seconds: int = 1  # of each iperf3 measurement
     results: pathlib.Path = field(default_factory=store.default_folder)
     junit: pathlib.Path | None = None
@@ -73,7 +75,8 @@ class Collector:
         append(self._file, record)
         count = f"[{len(self.records):>{len(str(self._planned))}}/{self._planned}]"
         verdict = (f"{record.verdict.value:<10}", COLOURS[record.verdict])
-        self._console.print(Text.assemble(f"{count} ", verdict, f" {record.seconds:5.1f} s  {record.cell}"))
+        where = f"  on {record.machine}" if record.machine else ""
+        self._console.print(Text.assemble(f"{count} ", verdict, f" {record.seconds:5.1f} s  {record.cell}{where}"))
         if record.verdict is not Verdict.PASSED:
             self._console.print(f"    {record.reason}", markup=False)
 
@@ -89,6 +92,7 @@ def _record(report: pytest.TestReport) -> CellRecord:
         reason=_last_line(report.longreprtext) if broken else str(facts["reason"]),
         seconds=float(str(facts.get("seconds", 0))),
         evidence=str(facts.get("evidence", "")),
+        machine=str(facts.get("machine", "")),
     )
 
 
@@ -107,7 +111,10 @@ def run_matrix(matrix: Matrix, request: Request, console: Console) -> int:
     folder = store.new_evidence(request.results, NAME, _now())
     collector = Collector(planned, folder / CELLS, console)
     begin = time.monotonic()
-    pytest.main(_arguments(cells, request), [collector])
+    if request.places:
+        _run_across_machines(cells, request, collector, console, folder)
+    else:
+        pytest.main(_arguments(cells, request, request.topologies, request.results), [collector])
     report = Report(collector.records, planned, time.monotonic() - begin)
     _show(report, request, console)
     if collector.interrupted:
@@ -119,21 +126,53 @@ def run_matrix(matrix: Matrix, request: Request, console: Console) -> int:
     return EXIT_CODES[report.verdict]
 
 
-def _arguments(cells: Sequence[Cell], request: Request) -> list[str]:
-    """pytest's. It reads no configuration of the folder that it is started in, as the other commands do not."""
-    arguments = ["-c", os.devnull, "--rootdir", str(request.topologies.resolve().parent), "--assert=plain"]
+def _run_across_machines(
+    cells: Sequence[Cell], request: Request, collector: Collector, console: Console, folder: pathlib.Path
+) -> None:
+    """Where a machine cannot be used, the others run its cells; without any, none is run."""
+
+    def say(line: str) -> None:
+        console.print(line, markup=False)
+
+    def arguments(topologies: pathlib.Path, results: pathlib.Path) -> list[str]:
+        return _arguments(cells, request, topologies, results, workers)
+
+    topologies, results = request.topologies.resolve(), request.results.resolve()
+    places = usable(request.places, say)
+    workers = [place.worker() for place in places for _ in range(place.workers)]
+    if workers:
+        machines = Machines(places, topologies, results, arguments, folder / LOG, say)
+        pytest.main(arguments(topologies, results), [machines, collector])
+
+
+def _arguments(
+    cells: Sequence[Cell],
+    request: Request,
+    topologies: pathlib.Path,
+    results: pathlib.Path,
+    workers: Sequence[str] = (),
+) -> list[str]:
+    """pytest's. It reads no configuration of the folder that it is started in, as the other commands do not.
+
+    An option and its value are one word: xdist takes each other for a path.
+    """
+    arguments = [f"--config-file={os.devnull}", f"--rootdir={topologies.resolve().parent}", "--assert=plain"]
     for plugin in NOT_NEEDED:
         arguments += ["-p", f"no:{plugin}"]
-    arguments += [str(file) for file in topology_files(request.topologies.resolve())]
-    for cell in cells:
-        arguments += ["--natbed-cell", cell.id]
-    arguments += ["--natbed-repeat", str(request.repeat), "--natbed-seconds", str(request.seconds)]
-    arguments += ["--natbed-results", str(request.results.resolve())]
+    own = request.topologies.resolve()
+    arguments += [str(topologies.resolve() / file.relative_to(own)) for file in topology_files(own)]
+    arguments += [f"--natbed-cell={cell.id}" for cell in cells]
+    arguments += [f"--natbed-repeat={request.repeat}", f"--natbed-seconds={request.seconds}"]
+    arguments.append(f"--natbed-results={results.resolve()}")
     if request.junit is not None:
-        arguments += ["--junitxml", str(request.junit), "-o", "junit_suite_name=natbed"]
+        arguments += [f"--junitxml={request.junit}", "-o", "junit_suite_name=natbed"]
+    # the cells take unequal times
+    if workers:
+        # A worker that dies is replaced, as xdist does for -n.
+        arguments += ["--dist=worksteal", f"--max-worker-restart={4 * len(workers)}"]
+        return [*arguments, *(f"--tx={worker}" for worker in workers)]
     if request.workers:
-        # the cells take unequal times
-        return [*arguments, "-n", request.workers, "--dist", "worksteal"]
+        return [*arguments, "-n", request.workers, "--dist=worksteal"]
     return [*arguments, "-s", *(["--natbed-shell-on-failure"] if request.shell_on_failure else [])]
 
 

@@ -258,6 +258,7 @@ class Run:
             hosts=self.hosts,
             checks=self.checks,
             evidence=sorted(str(f.relative_to(self.folder)) for f in self.folder.rglob("*") if f.is_file()),
+            hostname=platform.node(),
             kernel=platform.release(),
             version=importlib.metadata.version("natbed"),
         )

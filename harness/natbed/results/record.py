@@ -58,5 +58,6 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     hosts: list[HostRecord]
     checks: list[CheckResult]
     evidence: list[str]  # files beside the record
+    hostname: str = ""  # of the machine that it ran on
     kernel: str
     version: str

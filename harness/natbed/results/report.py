@@ -29,6 +29,7 @@ class CellRecord(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     seconds: float = 0.0
     evidence: str = ""  # folder
+    machine: str = ""  # that it ran on, as --tx has it; "" for this one
 
 
 def append(file: pathlib.Path, record: CellRecord) -> None:

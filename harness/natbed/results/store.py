@@ -27,7 +27,11 @@ def default_folder() -> pathlib.Path:
 
 def new_evidence(results: pathlib.Path, scenario: str, now: datetime.datetime) -> pathlib.Path:
     """Make the folder of a new run. Runs that begin in the same instant get different ones."""
-    stem = f"{now:%Y%m%dT%H%M%S}-{scenario}"
+    return new_folder(results, f"{now:%Y%m%dT%H%M%S}-{scenario}")
+
+
+def new_folder(results: pathlib.Path, stem: str) -> pathlib.Path:
+    """Make a folder that is called so, or so with a number. StoreError when it cannot be made."""
     try:
         results.mkdir(parents=True, exist_ok=True)
         for number in range(1, 10_000):
@@ -45,9 +49,18 @@ def new_evidence(results: pathlib.Path, scenario: str, now: datetime.datetime) -
 def save(folder: pathlib.Path, record: RunRecord) -> pathlib.Path:
     """Write the record, and let `latest` point to its folder. StoreError when either cannot be written."""
     file = folder / RECORD
-    pointer = folder.parent / f".latest-{folder.name}"
     try:
         file.write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+    except OSError as error:
+        raise StoreError(f"{error.filename}: cannot be written: {error.strerror}") from error
+    let_latest_be(folder)
+    return file
+
+
+def let_latest_be(folder: pathlib.Path) -> None:
+    """Let `latest` beside the folder point to it. StoreError when it cannot."""
+    pointer = folder.parent / f".latest-{folder.name}"
+    try:
         pointer.unlink(missing_ok=True)
         pointer.symlink_to(folder.name)
         os.replace(pointer, folder.parent / "latest")  # noqa: PTH105 - replaces the link itself, whatever it points to
@@ -55,7 +68,6 @@ def save(folder: pathlib.Path, record: RunRecord) -> pathlib.Path:
         with contextlib.suppress(OSError):
             pointer.unlink(missing_ok=True)
         raise StoreError(f"{error.filename2 or error.filename}: cannot be written: {error.strerror}") from error
-    return file
 
 
 def load(folder: pathlib.Path) -> RunRecord:
