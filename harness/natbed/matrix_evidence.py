@@ -44,7 +44,7 @@ def bring_home(report: pytest.TestReport, results: pathlib.Path) -> dict[str, st
     """
     there, files = report.__dict__.pop(ATTRIBUTE, ("", []))
     moved = {}
-    for name in dict.fromkeys(pathlib.PurePosixPath(path).parts[0] for path, *_ in files):
+    for name in dict.fromkeys(path.partition("/")[0] for path, *_ in files):
         folder = store.new_folder(results, name)
         own = [(path.removeprefix(f"{name}/"), *rest) for path, *rest in files if path.startswith(f"{name}/")]
         try:

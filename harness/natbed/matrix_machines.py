@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import execnet
 import msgspec
@@ -97,12 +97,15 @@ def _keys(asked: str, text: str) -> list[str]:
 
 def usable(places: Sequence[Place], say: Say) -> list[Place]:
     """Those where cells can run, found by asking all at once; says in one line each what is wrong with the others."""
-    asked = {place.text: (place, _Question(place)) for place in {place.text: place for place in places}.values()}
-    answers = {text: question.problem() for text, (_, question) in asked.items()}
-    for text, problem in answers.items():
-        if problem:
-            say(f"natbed: {asked[text][0].name}: {problem}")
-    return [place for place in places if not answers[place.text]]
+    different = {place.text: place for place in places}
+    problems = {}
+    with contextlib.ExitStack() as stack:
+        asked = {text: stack.enter_context(_Question(place)) for text, place in different.items()}
+        for text, question in asked.items():
+            problems[text] = question.problem()
+            if problems[text]:
+                say(f"natbed: {different[text].name}: {problems[text]}")
+    return [place for place in places if not problems[place.text]]
 
 
 class _Question:
@@ -118,6 +121,16 @@ class _Question:
         except OSError as error:
             self._refused = f"{error.filename}: {error.strerror}"
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nobody waits for the answer any more."""
+        if self._process is not None:
+            self._process.kill()
+            with self._process:
+                pass  # closes its pipes, and waits
+
     def problem(self) -> str:
         """Why no cell can run there, in one line; "" if one can."""
         if self._process is None:
@@ -126,9 +139,6 @@ class _Question:
             said, complaint = self._process.communicate(timeout=max(self._until - time.monotonic(), 0))
         except subprocess.TimeoutExpired:
             return f"no answer within {ANSWER_SECONDS:.0f} s"
-        finally:
-            self._process.kill()
-            self._process.wait()
         complaint = _last(complaint) or _last(said) or f"exit code {self._process.returncode}"
         if self._process.returncode == 255 and not said:  # ssh's own
             return f"cannot be reached: {complaint}"
@@ -163,9 +173,8 @@ class Machines:
     ) -> None:
         self._places = {place.worker(): place for place in places}
         self._lost: set[str] = set()  # workers' specifications
-        self._moved: dict[
-            str, dict[str, str]
-        ] = {}  # of each worker's last cell: a folder there, and here; reports come in parts
+        # Of each worker's last cell: which folder there is which here. Its reports come one by one.
+        self._moved: dict[str, dict[str, str]] = {}
         self._topologies = topologies
         self._results = results
         self._arguments = arguments
@@ -245,14 +254,13 @@ class Machines:
     def _again(self, node: Node) -> Node:
         """A worker has died: another in its place, if its machine is still there; else the others go on without."""
         place, session = self.place(node), self._session
-        problem = _Question(place).problem()
-        if not problem:
-            try:
-                return self._clone(node)
-            except Exception as error:  # whatever a connection can die of
-                problem = f"{type(error).__name__}: {_last(str(error))}"
-        self._say(f"natbed: {place.name}: lost: {problem}")
-        self._lost.add(place.worker())
+        if place.worker() not in self._lost:
+            with _Question(place) as question:
+                problem = question.problem()
+            if not problem and (another := self._begin(place.worker(), node)):
+                return another
+            if problem:
+                self._lose(place.worker(), problem)
         others = [other for other in session._active_nodes if other is not node and not other.shutting_down]
         if session.sched.tests_finished or (others and session.sched.collection_is_completed):
             return node
@@ -260,15 +268,21 @@ class Machines:
 
     def _elsewhere(self, node: Node) -> Node | None:
         """The workers of the other machines have been told to end before this one died: one more there."""
-        for worker in self._places:
-            if worker not in self._lost:
-                node.gateway.spec = execnet.XSpec(_XDISTS + worker)
-                try:
-                    return self._clone(node)
-                except Exception as error:
-                    self._say(f"natbed: {self._places[worker].name}: lost: {type(error).__name__}: {_last(str(error))}")
-                    self._lost.add(worker)
+        left = (worker for worker in self._places if worker not in self._lost)
+        return next((another for worker in left if (another := self._begin(worker, node))), None)
+
+    def _begin(self, worker: str, node: Node) -> Node | None:
+        """A worker in another's place; None, and its machine is lost, where it cannot be started."""
+        node.gateway.spec = execnet.XSpec(_XDISTS + worker)
+        try:
+            return self._clone(node)
+        except Exception as error:  # whatever a connection can die of
+            self._lose(worker, f"{type(error).__name__}: {_last(str(error))}")
         return None
+
+    def _lose(self, worker: str, problem: str) -> None:
+        self._say(f"natbed: {self._places[worker].name}: lost: {problem}")
+        self._lost.add(worker)
 
     def _give_up(self, node: Node) -> Node:
         """Nobody is left to wait for."""
