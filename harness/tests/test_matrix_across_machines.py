@@ -18,7 +18,7 @@ from ordinary_user import NATBED, OrdinaryUser, users_are_to_be_had
 from natbed.checks import Verdict
 from natbed.lab import Lab
 from natbed.machine import version
-from natbed.node import Host
+from natbed.node_kinds import Host
 from natbed.process import find_program
 from natbed.results import report, store
 from natbed.results.report import CellRecord
