@@ -139,12 +139,15 @@ class _Question:
             said, complaint = self._process.communicate(timeout=max(self._until - time.monotonic(), 0))
         except subprocess.TimeoutExpired:
             return f"no answer within {ANSWER_SECONDS:.0f} s"
-        complaint = _last(complaint) or _last(said) or f"exit code {self._process.returncode}"
+        complaint = _last(complaint) or f"exit code {self._process.returncode}"
         if self._process.returncode == 255 and not said:  # ssh's own
             return f"cannot be reached: {complaint}"
         try:
             machine = msgspec.json.decode(said, type=Machine)
         except msgspec.DecodeError:
+            first, _, _ = said.partition("\n")
+            if self._process.returncode == 0:
+                return f"its shell says {first!r}, where execnet needs one that is silent"
             return f"natbed cannot be started there: {complaint}"
         if machine.version != version():
             return f"has natbed {machine.version}, this machine {version()}: install the same"

@@ -216,6 +216,7 @@ def test_machines_that_cannot_be_used_are_named_and_what_was_not_run_is_said(wor
         world.tx("host1", f"{bare} -I"),
         world.tx("host1", "/nonexistent/python"),
         world.tx("host2", f"PATH=/nonexistent {sys.executable}"),
+        world.tx("host2", f"echo Welcome; {sys.executable}"),
     ]
     begin = time.monotonic()
     code, said = world.matrix(*gone, *CELLS[:2])
@@ -228,6 +229,7 @@ def test_machines_that_cannot_be_used_are_named_and_what_was_not_run_is_said(wor
     assert "natbed: host1: natbed cannot be started there: " in lines[3]
     assert "/nonexistent/python" in lines[3]
     assert lines[4].startswith("natbed: host2: not found: ip, iptables, ")
+    assert lines[5] == "natbed: host2: its shell says 'Welcome', where execnet needs one that is silent"
     assert "2 were not run" in said
     assert "verdict   lab broken" in said
     assert "Traceback" not in said
