@@ -9,7 +9,7 @@ BIN := .venv/bin
 COMMANDS := iptables ip iperf3 tcpdump tshark conntrack ping ethtool setpriv
 PACKAGES := iptables iproute2 iperf3 tcpdump tshark conntrack iputils-ping ethtool util-linux python3-venv
 # Other people's programs that some tests need, COMMAND or COMMAND:PACKAGE; the tests are skipped where they are missing.
-WITNESSES := ike-scan ssh:openssh-client sshd:openssh-server
+WITNESSES := ike-scan xl2tpd ssh:openssh-client sshd:openssh-server
 
 .PHONY: help
 help: ## what can be made
@@ -76,7 +76,8 @@ witnesses:
 	    export DEBIAN_FRONTEND=noninteractive; policy=/usr/sbin/policy-rc.d; \
 	    { [ "$$(id -u)" = 0 ] && { [ -e $$policy ] || { trap "rm $$policy" EXIT; install -m 755 <(printf '#!/bin/sh\nexit 101\n') $$policy; }; } \
 	    && apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing \
-	    && { [[ ! -d /run/systemd/system || $$missing != *openssh-server* ]] || systemctl disable ssh || true; }; } >/dev/null 2>&1 \
+	    && { [[ ! -d /run/systemd/system || $$missing != *openssh-server* ]] || systemctl disable ssh || true; } \
+	    && { [[ $$missing != *xl2tpd* ]] || update-rc.d xl2tpd disable || true; }; } >/dev/null 2>&1 \
 	    || echo "missing:$$missing; the tests that need them are skipped"; \
 	fi
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import re
 import shutil
 import socket
 import struct
@@ -301,11 +302,20 @@ def _ethtool() -> str:
     return "offloads of a veth can be switched"
 
 
+def _xl2tpd() -> str:
+    done = _HERE.run(["xl2tpd", "--version"], check=False)  # ends with exit code 1, whatever it says
+    found = re.search(r"version:\s+xl2tpd-(\S+)", done.stdout)
+    if not found:
+        raise ProbeError(f"xl2tpd --version says {done.stdout.strip() or done.stderr.strip() or 'nothing'}")
+    return f"xl2tpd {found[1]}"
+
+
 _ROOT = "run as root, or let users make user namespaces"
 _PACKAGES = "make setup, or install the package that has the program"
 _KERNEL = "use a kernel that has it; nothing in natbed can stand in for it"
 _TUN = "modprobe tun; mode 0666, which most distributions give it, if not root; in a container --device /dev/net/tun"
 _NOT_NEEDED = "not needed: impairments are made by iptables and NFQUEUE without it"
+_L2TP = "with xl2tpd, which make witnesses installs, scenario A carries L2TP in transport mode"
 PROBES = (
     _Probe("root", _root, True, _ROOT, isolated=False),
     _Probe("python", _python, True, "make setup", isolated=False),
@@ -336,5 +346,6 @@ PROBES = (
     _Probe("netem", _netem, False, _NOT_NEEDED),
     _Probe("kernel ESP", _xfrm, False, "not needed: the bundled implementation brings its own data plane"),
     _Probe("NFQUEUE", _nfqueue, False, "without it delay, jitter and reordering are skipped where netem lacks too"),
+    _Probe("L2TP", _xl2tpd, False, f"not needed: {_L2TP}", programs=("xl2tpd",)),
 )
 """Everything that is tried, in the order of the findings."""

@@ -33,8 +33,8 @@ def test_examination_leaves_nothing() -> None:
     assert len(by_name) == len(findings) == len(doctor.PROBES)
     assert all(finding.detail for finding in findings)
     assert all(finding.ok or finding.remedy for finding in findings)
-    for program in ("tshark", "iperf3", "ping"):
-        assert by_name[program].ok == (shutil.which(program) is not None), by_name[program]
+    for name, program in (("tshark", "tshark"), ("iperf3", "iperf3"), ("ping", "ping"), ("L2TP", "xl2tpd")):
+        assert by_name[name].ok == (shutil.which(program) is not None), by_name[name]
     assert by_name["namespaces"].ok
     assert by_name["packet capture"].ok
 
@@ -43,7 +43,12 @@ def test_what_is_missing_is_named_with_a_remedy(monkeypatch: pytest.MonkeyPatch,
     """On a machine without any program."""
     monkeypatch.setenv("PATH", str(tmp_path))
     by_name = {finding.name: finding for finding in doctor.run_doctor()}
-    for name, program in (("iptables MASQUERADE", "ip"), ("tshark", "tshark"), ("setpriv --pdeathsig", "setpriv")):
+    for name, program in (
+        ("iptables MASQUERADE", "ip"),
+        ("tshark", "tshark"),
+        ("setpriv --pdeathsig", "setpriv"),
+        ("L2TP", "xl2tpd"),
+    ):
         assert not by_name[name].ok
         assert program in by_name[name].detail
         assert by_name[name].remedy
