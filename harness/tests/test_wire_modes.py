@@ -12,6 +12,7 @@ from wire_world import (
     CLIENT,
     EXPECTED,
     MARKER,
+    NAT,
     PROTECTED,
     SERVER,
     Audit,
@@ -50,6 +51,22 @@ def test_transport_mode_shows_the_payload_itself(audit: Audit) -> None:
     frames.append(out(MARKER + esp(3, b"\x08\0" + bytes(6) + PATTERN, 1)))
     result = audit(frames, TRANSPORT)
     assert (result.verdict, result.details["esp_good"], result.details["with_pattern"]) == (Verdict.PASSED, 3, 3)
+
+
+SCCRQ = bytes.fromhex("c802 0014 0000 0000 0000 0000 8008 0000 0000 0001")  # L2TP: RFC 2661, 3.1 and 4.4.1
+
+
+def test_l2tp_in_esp_is_counted_and_in_clear_fails(audit: Audit) -> None:
+    carried = [out(MARKER + esp(1, bare_udp(), 17)), out(MARKER + esp(2, bare_udp(data=SCCRQ), 17))]
+    carried.append(back(MARKER + esp(3, udp(SCCRQ, 1701, 61001), 17)))
+    carried.append(back(MARKER + esp(4, udp(SCCRQ, 4000, 4001), 17)))
+    result = audit(carried, TRANSPORT)
+    assert (result.verdict, result.details["esp_good"], result.details["l2tp"]) == (Verdict.PASSED, 4, 2)
+    assert result.reason.startswith("4 ESP packets, all authentic, 2 of them L2TP control messages; ")
+    clear = ethernet(ipv4(NAT, SERVER, 17, udp(SCCRQ, 1701, 1701)))
+    result = audit([*carried, clear], TRANSPORT)
+    assert result.verdict is Verdict.FAILED
+    assert result.reason == f"frame 5: UDP {NAT}:1701 > {SERVER}:1701, which is no expected flow"
 
 
 @pytest.mark.draft("CSUM-2")

@@ -41,6 +41,8 @@ from .outer import Kind, Outer, WireExpectation, classify, dotted
 _SHOWN = 10  # violations in the details; all are counted
 _IPIP = 4
 _ICMP, _TCP, _UDP = 1, 6, 17
+_L2TP_PORT = 1701
+_L2TP_CONTROL, _L2TP_MASK = 0xC802, 0xC80F  # RFC 2661, 3.1: T, L and S bits set in control messages, version 2
 
 
 class WireFacts(msgspec.Struct, kw_only=True):
@@ -51,6 +53,7 @@ class WireFacts(msgspec.Struct, kw_only=True):
     ike_encrypted: int = 0
     ike_decrypted: int = 0
     with_pattern: int = 0
+    l2tp: int = 0  # control messages in ESP of transport mode
     spis: list[str] = []
     ike_cookies: list[str] = []  # the initiators'
     violation_count: int = 0
@@ -128,8 +131,9 @@ def _conclude(
             "the plaintext pattern is in no decrypted packet, so its absence in clear proves nothing",
         )
     sample = " in the capture's first packets, up to its limit" if summary is not None and summary.limit_reached else ""
+    l2tp = f", {facts.l2tp} of them L2TP control messages" if facts.l2tp else ""
     return Verdict.PASSED, (
-        f"{facts.esp_good} ESP packets, all authentic; {facts.frames.get(Kind.IKE, 0)} IKE messages, "
+        f"{facts.esp_good} ESP packets, all authentic{l2tp}; {facts.frames.get(Kind.IKE, 0)} IKE messages, "
         f"{facts.ike_decrypted} decrypted; nothing in clear{sample}"
     )
 
@@ -183,6 +187,7 @@ def _judge_inner(
             facts.esp_good += not problem
             if seen is not None:
                 facts.with_pattern += not problem and expected.pattern in seen.inner
+                facts.l2tp += not problem and expected.mode == "transport" and _is_l2tp_control(seen)
                 spis[seen.spi] = None
         elif outer.kind is Kind.IKE and seen is not None:
             cookies[seen.initiator_cookie] = None
@@ -226,6 +231,14 @@ def _transport_problem(seen: Dissection, *, in_udp: bool) -> str:
         if in_udp and checksum:
             return f"ESP of SPI {seen.spi} whose inner UDP checksum is {checksum:#06x}, not 0"
     return ""
+
+
+def _is_l2tp_control(seen: Dissection) -> bool:
+    inner = seen.inner
+    if int(seen.next_header, 0) != _UDP or len(inner) < 10:
+        return False
+    ports = int.from_bytes(inner[:2], "big"), int.from_bytes(inner[2:4], "big")
+    return _L2TP_PORT in ports and int.from_bytes(inner[8:10], "big") & _L2TP_MASK == _L2TP_CONTROL
 
 
 def _inner_problem(seen: Dissection, from_server: bool, protected: tuple[tuple[str, str], ...]) -> str:
