@@ -20,6 +20,7 @@ class ClientsBehindOneNat(Scenario):
     title = "clients behind one NAT"
     requirements = ("A",)
     nats = ("masquerade", "one-to-one")
+    carries = ("l2tp",)
 
     def build(self, clients: int = 2, nat: NatProfile = presets.MASQUERADE) -> None:
         """`clients` hosts on the home LAN; `nat` is what their router does."""

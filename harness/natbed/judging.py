@@ -11,12 +11,14 @@ from .capture import Capture
 from .checks import CheckResult, Verdict
 from .checks.connectivity import Pair, check_connectivity
 from .checks.discovery import TunnelView, check_discovery
+from .checks.l2tp import check_l2tp
 from .checks.rekey import RekeyTarget, check_rekey, steps
 from .checks.throughput import IperfError, IperfPath, PathRates, measure, measure_path
 from .checks.transport import HostPair, check_transport
 from .checks.wire import audit_wire, merge_segments
 from .conntrack import Mapping, udp_mappings
 from .expectation import wire_expectation
+from .isolation import runtime_directory
 from .lab import Lab
 from .nat.profile import Kind
 from .nat.selfcheck import check_probes
@@ -83,14 +85,20 @@ class Judge:
 
     def connectivity(self) -> CheckResult:
         """All conversations at once."""
+        if self._transport:
+            return check_transport(self._host_pairs())
         talk = [(one, self._lab[one.client], self._lab[one.server]) for one in self.conversations()]
-        if not self._transport:
-            return check_connectivity(
-                [Pair(c, s, o.client_address, o.server_address, o.client_seen, o.server_seen) for o, c, s in talk]
-            )
-        return check_transport(
-            [HostPair(c, s, o.client_address, o.server_address, o.client_seen, o.server_seen) for o, c, s in talk]
+        return check_connectivity(
+            [Pair(c, s, o.client_address, o.server_address, o.client_seen, o.server_seen) for o, c, s in talk]
         )
+
+    def _host_pairs(self) -> list[HostPair]:
+        talk = [(one, self._lab[one.client], self._lab[one.server]) for one in self.conversations()]
+        return [HostPair(c, s, o.client_address, o.server_address, o.client_seen, o.server_seen) for o, c, s in talk]
+
+    def l2tp(self, evidence: pathlib.Path) -> CheckResult:
+        """Control connections of L2TP in all conversations at once; what its programs say goes to `evidence`."""
+        return check_l2tp(self._host_pairs(), evidence, runtime_directory())
 
     def rekey(self, daemons: Daemons, side: str) -> CheckResult:
         """All tunnels at once, by `side`: initiator, responder or both."""

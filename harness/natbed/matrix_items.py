@@ -84,6 +84,7 @@ class ScenarioItem(pytest.Item):
     def note(self, record: RunRecord, folder: pathlib.Path) -> None:
         """Let reports show and carry what came of it, JUnit's as properties."""
         lines = [f"{check.verdict:<10} {check.name}: {check.reason}" for check in record.checks]
+        lines += [f"{'note':<10} {note}" for note in record.notes]
         self.add_report_section("setup", "natbed", "\n".join([*lines, f"evidence: {folder}"]))
         self.user_properties += [
             ("verdict", record.verdict.value),

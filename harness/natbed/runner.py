@@ -17,7 +17,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from . import pki
 from .capture import Capture, CaptureError
-from .checks import CheckResult, Verdict
+from .checks import CheckResult, Verdict, l2tp
 from .checks.leaks import Snapshot, check_leaks
 from .checks.rekey import confirm_on_the_wire
 from .conntrack import ConntrackError, ConntrackEvents
@@ -87,6 +87,7 @@ class Run:
         self.lab = self.make_lab()
         self.judge = Judge(self.lab, options.protection, options.seconds)
         self.checks: list[CheckResult] = []
+        self.notes: list[str] = []
         self.hosts: list[HostRecord] = []
         self.connect_seconds: dict[str, float] = {}
         self._progress = progress
@@ -127,6 +128,8 @@ class Run:
             self.checks.append(self.judge.discovery(daemons))
             self._progress("checking connectivity, all clients at once")
             self.checks.append(self.judge.connectivity())
+            if self.options.protection.mode == "transport" and "l2tp" in self.scenario.carries:
+                self._carry_l2tp()
             if self.options.rekey != "none":
                 self._progress(f"rekeying under traffic: {self.options.rekey}")
                 self.checks.append(self.judge.rekey(daemons, self.options.rekey))
@@ -218,6 +221,13 @@ class Run:
             if missing:
                 time.sleep(_POLL)
 
+    def _carry_l2tp(self) -> None:
+        if reason := l2tp.missing():
+            self.notes.append(f"L2TP was left out: {reason}")
+            return
+        self._progress("making L2TP control connections, all clients at once")
+        self.checks.append(self.judge.l2tp(self.folder))
+
     def _measure_hosts(self, daemons: dict[str, Daemon]) -> None:
         for name, daemon in daemons.items():
             ready, memory = round(daemon.ready_seconds * 1000, 1), round(daemon.memory() / 1e6, 1)
@@ -257,6 +267,7 @@ class Run:
             clients=self._clients(),
             hosts=self.hosts,
             checks=self.checks,
+            notes=self.notes,
             evidence=sorted(str(f.relative_to(self.folder)) for f in self.folder.rglob("*") if f.is_file()),
             hostname=platform.node(),
             kernel=platform.release(),

@@ -57,9 +57,13 @@ class Scenario(mininet.topo.Topo):
     """The presets that `nat` of its `build` may take."""
     requirements: ClassVar[tuple[str, ...]] = ()
     """The rows of the conformance table that a passed run of it proves."""
+    carries: ClassVar[tuple[str, ...]] = ()
+    """What its hosts are to carry besides the checks' own traffic: "l2tp", by xl2tpd, in transport mode."""
 
     def __init__(self, **parameters: Any) -> None:
         """`parameters` are those of the subclass's `build`. Raises `ScenarioError`."""
+        if unknown := set(self.carries) - {"l2tp"}:
+            raise ScenarioError(f"{self.letter}: carries {', '.join(sorted(unknown))}; natbed knows l2tp")
         self.hosts_planned: dict[str, HostPlan] = {}
         self.stations_planned: dict[str, HostPlan] = {}
         self.nats_planned: dict[str, NatPlan] = {}

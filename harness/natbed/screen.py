@@ -54,6 +54,8 @@ class Screen:
         for check in record.checks:
             line = Text.assemble((f"  {check.verdict:<10} ", COLOURS[check.verdict]), f"{check.name}: {check.reason}")
             self._out.print(line)
+        for note in record.notes:
+            self._out.print(f"  {'note':<10} {note}", markup=False)
         timing = f"network up in {record.build_milliseconds:.0f} ms, down in {record.teardown_milliseconds:.0f} ms"
         self._out.print(f"  {timing}; the whole run took {record.seconds:.1f} s")
         self._out.print(Text.assemble("\nverdict   ", (record.verdict.value, f"bold {COLOURS[record.verdict]}")))

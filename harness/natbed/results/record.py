@@ -57,6 +57,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     clients: list[ClientRecord]
     hosts: list[HostRecord]
     checks: list[CheckResult]
+    notes: list[str] = []  # what was left out, and why; nobody's fault
     evidence: list[str]  # files beside the record
     hostname: str = ""  # of the machine that it ran on
     kernel: str
