@@ -76,7 +76,7 @@ witnesses:
 	    export DEBIAN_FRONTEND=noninteractive; policy=/usr/sbin/policy-rc.d; \
 	    { [ "$$(id -u)" = 0 ] && { [ -e $$policy ] || { trap "rm $$policy" EXIT; install -m 755 <(printf '#!/bin/sh\nexit 101\n') $$policy; }; } \
 	    && apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing \
-	    && { [[ ! -d /run/systemd/system || $$missing != *openssh-server* ]] || systemctl disable ssh || true; } \
+	    && { [[ ! -d /run/systemd/system || $$missing != *openssh-server* ]] || systemctl disable ssh ssh.socket || true; } \
 	    && { [[ $$missing != *xl2tpd* ]] || update-rc.d xl2tpd disable || true; }; } >/dev/null 2>&1 \
 	    || echo "missing:$$missing; the tests that need them are skipped"; \
 	fi
