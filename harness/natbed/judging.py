@@ -94,7 +94,10 @@ class Judge:
 
     def _host_pairs(self) -> list[HostPair]:
         talk = [(one, self._lab[one.client], self._lab[one.server]) for one in self.conversations()]
-        return [HostPair(c, s, o.client_address, o.server_address, o.client_seen, o.server_seen) for o, c, s in talk]
+        return [
+            HostPair(c, s, o.client_address, o.server_address, o.client_seen, o.server_seen, o.both_ways)
+            for o, c, s in talk
+        ]
 
     def l2tp(self, evidence: pathlib.Path) -> CheckResult:
         """Control connections of L2TP in all conversations at once; what its programs say goes to `evidence`."""

@@ -220,7 +220,9 @@ class Scenario(mininet.topo.Topo):
     def conversations(self, mode: str) -> list[Conversation]:
         """Who talks to whom through the tunnels, at which addresses, and who may begin.
 
-        In transport mode clients begin, which is all that the draft (1) promises through a NAT.
+        In transport mode a server may begin where each client has an address of its own for it: nothing or a 1:1 NAT
+        before it. Behind one address for many a server could not say which client it means, and the draft (1)
+        promises only what clients begin.
         """
         return [
             self._conversation(tunnel, client, server, mode)
@@ -229,13 +231,15 @@ class Scenario(mininet.topo.Topo):
         ]
 
     def _conversation(self, tunnel: Tunnel, client: str, server: str, mode: str) -> Conversation:
+        both_ways = True
         if mode == "transport":
+            both_ways = all(nat.profile.kind is Kind.ONE_TO_ONE for nat in self.nats_before(client))
             here, there = self.hosts_planned[client], self.hosts_planned[server]
             addresses = here.address, there.address, here.public, there.public
         else:
             (near, near_inside), (far, far_inside) = self._inner_address(client), self._inner_address(server)
             addresses = near, far, self._known_as(near_inside, server), self._known_as(far_inside, client)
-        return Conversation(tunnel.name, client, server, *addresses, both_ways=mode != "transport")
+        return Conversation(tunnel.name, client, server, *addresses, both_ways)
 
     def in_tunnel(self, name: str) -> str:
         """The address that a node has inside its tunnels, in tunnel mode."""

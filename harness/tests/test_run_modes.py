@@ -66,6 +66,8 @@ def test_transport_mode_where_nothing_is_translated(tmp_path: pathlib.Path) -> N
     passed(record)
     assert [client.encapsulation for client in record.clients] == ["none", "none"]
     assert protocols(folder, esp_in_udp=False) == {50}
+    begun = [flow["path"].split()[0] for flow in check(record, "connectivity").details["flows"]]
+    assert begun.count("server") == 12, "there is no NAT that it could not pass"
 
 
 def test_throughput_of_hosts_own_addresses(tmp_path: pathlib.Path) -> None:

@@ -92,6 +92,8 @@ def test_a_with_pure_address_translation(tmp_path: pathlib.Path, mode: str) -> N
     passed(record)
     assert seen(record) == {"client1-server": "203.0.113.3", "client2-server": "203.0.113.4"}
     assert [client.mapped_port for client in record.clients] == [500, 500]
+    begun = {flow["path"].split()[0] for flow in check(record, "connectivity").details["flows"]}
+    assert begun == {"client1", "client2", "server"}, "each client has an address for the server to begin with"
 
 
 @pytest.mark.draft("E")
@@ -107,7 +109,7 @@ def test_e_the_same_address_behind_different_nats(tmp_path: pathlib.Path, mode: 
     assert len(given) == (2 if mode == "tunnel" else 1), "each client has an address of its own at the server"
     flows = check(record, "connectivity").details["flows"]
     from_server = [flow for flow in flows if flow["path"].startswith("server")]
-    assert len(from_server) == (6 if mode == "tunnel" else 0), "in tunnel mode the server may begin"
+    assert len(from_server) == (12 if mode == "tunnel" else 0), "in tunnel mode the server may begin"
 
 
 def mapped(letter: str, placement: str) -> type[Scenario]:
@@ -118,21 +120,21 @@ def mapped(letter: str, placement: str) -> type[Scenario]:
     return Mapped
 
 
-@pytest.mark.draft("F", "G2G-NAT")
+@pytest.mark.draft("F", "G2G-NAT", "WIRE-6")
 @pytest.mark.parametrize("placement", ["ingress", "egress"])
 def test_f_lans_of_the_same_pool_reach_each_other(tmp_path: pathlib.Path, placement: str) -> None:
     record, _ = run(asked(tmp_path, clients=1), mapped("F", placement))
     judged(record, tunnels=2)
-    both_ways(record, flows=12)
+    both_ways(record, flows=24)
     assert segments(record) == {"nat", "homegw", "corpgw"}
 
 
-@pytest.mark.draft("F1", "G2G-NAT")
+@pytest.mark.draft("F1", "G2G-NAT", "WIRE-6")
 @pytest.mark.parametrize("placement", ["ingress", "egress"])
 def test_f1_one_pair_serves_all_hosts(tmp_path: pathlib.Path, placement: str) -> None:
     record, _ = run(asked(tmp_path), mapped("F1", placement))
     judged(record, tunnels=1)
-    both_ways(record, flows=24)
+    both_ways(record, flows=48)
     assert len(check(record, "wire").details["spis"]) == 10, "one SA pair, and one for each rekey"
 
 
@@ -140,6 +142,11 @@ def both_ways(record: RunRecord, flows: int) -> None:
     """Hosts of both LANs began flows, the one with the same address as its peer among them."""
     found = check(record, "connectivity").details["flows"]
     assert len(found) == flows
+    sizes = [flow for flow in found if flow["kind"] == "udp sizes"]
+    assert {flow["mtu"] for flow in sizes} == {1430}
+    # Where the gateway translates what comes out of the tunnel, its ICMP bears the address that it stands for.
+    told = {flow["learned_from"] for flow in sizes}
+    assert told <= {"192.168.1.1", "10.1.0.11", "10.1.0.12"}, "each gateway told the hosts behind it"
     paths = {flow["path"] for flow in found}
     assert {
         "client1 (192.168.1.11) -> server1 (192.168.1.11)",

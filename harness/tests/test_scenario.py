@@ -151,3 +151,15 @@ def test_in_transport_mode_hosts_are_known_by_their_public_addresses_and_clients
     assert (talk.client_address, talk.client_seen) == ("192.168.1.11", "203.0.113.2")
     assert (talk.server_address, talk.server_seen) == ("172.16.1.11", "203.0.113.19")
     assert not talk.both_ways
+
+
+@pytest.mark.parametrize(
+    ("letter", "nat", "both_ways"),
+    [("A", "masquerade", False), ("A", "one-to-one", True), ("A", "routed", True), ("D", "", True), ("C", "", False)],
+)
+def test_in_transport_mode_a_server_begins_where_it_can_say_which_client_it_means(
+    letter: str, nat: str, both_ways: bool
+) -> None:
+    scenario = find(letter)(clients=1, **({"nat": presets.PRESETS[nat]} if nat else {}))
+    assert {talk.both_ways for talk in scenario.conversations("transport")} == {both_ways}
+    assert all(talk.both_ways for talk in scenario.conversations("tunnel"))

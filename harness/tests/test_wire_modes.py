@@ -122,7 +122,7 @@ def test_ike_and_esp_in_fragments_are_read_like_others(audit: Audit) -> None:
 
 
 def test_fragments_whose_memory_the_nat_has_rewritten(audit: Audit) -> None:
-    large = back(MARKER + esp(1, inner(PROTECTED, CLIENT, PATTERN * 5)))
+    large = back(MARKER + esp(9, inner(PROTECTED, CLIENT, PATTERN * 5)))
     result = audit([*CLEAN, *fragments(large, shown_to=CLIENT)])
     assert (result.verdict, result.details["esp_good"]) == (Verdict.PASSED, 5)
 

@@ -15,6 +15,7 @@ from natbed.checks import CheckResult, Verdict
 from natbed.node_like import NodeLike
 
 from .flows import End, Flow, FlowError, conclude, echo, ping, random_with_pattern, receive, remaining, run_flow
+from .sizes import check_sizes
 
 _DATAGRAM_SIZES = (64, 512, 1200)  # octets
 
@@ -40,28 +41,38 @@ def check_connectivity(
     tcp_octets: int = 256 << 10,
     datagrams: int = 12,
     allowed_loss_percent: float = 0.0,
+    protected: bool = True,
 ) -> CheckResult:
     """Judge all pairs at once; each flow must end within `deadline` seconds.
 
-    A pair has six flows: ping, a TCP connection with an echo of `tcp_octets` and `datagrams` UDP echoes, each begun by
-    the client and by the server. LAB_BROKEN when a flow could not be tried at all (address not there, no ping program).
+    Each end of a pair begins six flows: ping, a TCP connection with an echo of `tcp_octets`, `datagrams` UDP echoes,
+    and UDP and pings of the sizes at which a path refuses or fragments (see `sizes`), pings twice. A `protected` path
+    must have a smaller MTU than Ethernet. LAB_BROKEN when a flow could not be tried at all (address not there, no ping
+    program).
     """
-    jobs: list[Callable[[], Flow]] = []
+    jobs: list[Callable[[], Flow | list[Flow]]] = []
     for pair in pairs:
         client = End(pair.client, pair.client_address, pair.client_seen)
         server = End(pair.server, pair.server_address, pair.server_seen)
         for begin, end in ((client, server), (server, client)):
             jobs.append(functools.partial(ping, begin, end, pings, deadline, allowed_loss_percent))
-            jobs.append(functools.partial(_tcp, begin, end, tcp_octets, deadline))
-            jobs.append(functools.partial(_udp, begin, end, datagrams, deadline, allowed_loss_percent))
+            jobs.append(functools.partial(tcp, begin, end, tcp_octets, deadline))
+            jobs.append(functools.partial(udp, begin, end, datagrams, deadline, allowed_loss_percent))
+            jobs.append(functools.partial(check_sizes, begin, end, deadline, protected=protected))
     if not jobs:
         return CheckResult(name=name, verdict=Verdict.LAB_BROKEN, reason="there is no pair to check")
+    return conclude(name, all_at_once(name, jobs))
+
+
+def all_at_once(name: str, jobs: Sequence[Callable[[], Flow | list[Flow]]]) -> list[Flow]:
+    """The flows of jobs that run at the same time, in the jobs' order; `name` is for the threads."""
     with ThreadPoolExecutor(len(jobs), thread_name_prefix=name) as pool:
-        flows = [future.result() for future in [pool.submit(job) for job in jobs]]
-    return conclude(name, flows)
+        done = [future.result() for future in [pool.submit(job) for job in jobs]]
+    return [flow for one in done for flow in (one if isinstance(one, list) else [one])]
 
 
-def _tcp(begin: End, end: End, octets: int, deadline: float) -> Flow:
+def tcp(begin: End, end: End, octets: int, deadline: float) -> Flow:
+    """A connection, and an echo of so many octets over it."""
     return run_flow("tcp", begin, end, lambda: _tcp_echo(begin, end, octets, time.monotonic() + deadline))
 
 
@@ -95,7 +106,8 @@ def _serve_tcp(listener: socket.socket, expected_peer: str, until: float) -> Non
                 connection.sendall(part)
 
 
-def _udp(begin: End, end: End, datagrams: int, deadline: float, allowed_loss: float) -> Flow:
+def udp(begin: End, end: End, datagrams: int, deadline: float, allowed_loss: float = 0.0) -> Flow:
+    """So many datagrams of several sizes, one after the other, and their echoes; loss in per cent."""
     return run_flow(
         "udp", begin, end, lambda: _udp_echo(begin, end, datagrams, time.monotonic() + deadline, allowed_loss)
     )

@@ -31,7 +31,10 @@ _NO_PROGRAM = 127  # exit code
 
 
 class Flow(msgspec.Struct, frozen=True, kw_only=True):
-    """How one flow went: `kind` is ping, tcp or udp, `path` names where it began; times in milliseconds."""
+    """How one flow went: `kind` is ping, tcp, udp or one of the sizes', `path` names where it began; milliseconds.
+
+    `mtu` is what a flow learned that the path takes in one packet, in octets, and `learned_from` who said so.
+    """
 
     kind: str
     path: str
@@ -42,6 +45,8 @@ class Flow(msgspec.Struct, frozen=True, kw_only=True):
     octets: int = 0
     loss_percent: float = 0.0
     rtt: dict[str, float] = {}
+    mtu: int = 0
+    learned_from: str = ""
 
 
 class FlowError(Exception):
@@ -131,13 +136,18 @@ def ping(
     *,
     octets: int = PING_DATA,
     identifier: int | None = None,
+    fragment: bool | None = None,
 ) -> Flow:
-    """`count` echo requests of `octets` data each, all with one `identifier` where it is given."""
+    """`count` echo requests of `octets` data each, all with one `identifier` where it is given.
+
+    DF is set with `fragment` False, and not with True; else the kernel sets it in what fits the MTU that it knows.
+    """
     # With -w it waits for `count` answers, and may send more than that meanwhile; else only for two round trips after
     # the last request, and a busy machine would look like one that loses packets.
     wait = max(min(math.ceil(count * _PING_INTERVAL) + _PING_PATIENCE, math.floor(deadline)), 1)
     argv = ["ping", "-n", "-c", str(count), "-w", str(wait), "-i", str(_PING_INTERVAL), "-s", str(octets)]
     argv += [] if identifier is None else ["-e", str(identifier)]
+    argv += [] if fragment is None else ["-M", "dont" if fragment else "do"]
     argv += ["-p", PATTERN[:16].hex(), "-I", begin.address, end.seen]
 
     def run() -> dict[str, object]:

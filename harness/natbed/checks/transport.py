@@ -1,7 +1,8 @@
 """Does traffic pass between hosts that protect their own addresses (transport mode), all clients at once.
 
-Clients begin every flow. The draft (1) promises no more: it works "if the communications model is that the client
-initiates TCP connections & UDP sessions from itself out through the NAT". The server knows a client by its NAT's
+Clients begin every flow through a NAT that gives many one address. The draft (1) promises no more: it works "if the
+communications model is that the client initiates TCP connections & UDP sessions from itself out through the NAT".
+Where each client has an address of its own for the server, the server begins, too. It knows a client by its NAT's
 address, and all clients use one source port and one ICMP identifier, so that at the server their flows collide unless
 its implementation keeps them apart.
 """
@@ -17,7 +18,6 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -27,6 +27,8 @@ import msgspec
 from natbed.checks import PATTERN, CheckResult, Verdict
 from natbed.node_like import NodeLike
 
+from . import connectivity
+from .connectivity import all_at_once
 from .flows import (
     PING_DATA,
     End,
@@ -40,6 +42,7 @@ from .flows import (
     receive,
     run_flow,
 )
+from .sizes import check_sizes
 
 TCP_CLIENT_PORT = 40_000
 TCP_SERVER_PORT = 7
@@ -55,7 +58,8 @@ Peer = tuple[str, int]
 class HostPair:
     """A client and a server, their addresses, and the client's address as the server sees it: its NAT's.
 
-    `dialed` is the address by which the client knows the server, where a NAT stands before it.
+    `dialed` is the address by which the client knows the server, where a NAT stands before it. With `both_ways` the
+    server may begin as well.
     """
 
     client: NodeLike
@@ -64,6 +68,7 @@ class HostPair:
     server_address: str
     seen_address: str
     dialed: str = ""
+    both_ways: bool = False
 
 
 def check_transport(
@@ -74,12 +79,15 @@ def check_transport(
     pings: int = 5,
     tcp_octets: int = 256 << 10,
     datagrams: int = 12,
+    protected: bool = True,
 ) -> CheckResult:
     """Judge all pairs at once; each flow must end within `deadline` seconds.
 
-    A pair has four flows: small pings and full-sized ones, a TCP connection with an echo of `tcp_octets`, and
-    `datagrams` UDP echoes of several sizes. LAB_BROKEN when a flow could not be tried at all. FAILED also when the
-    server did not see each client as a peer of its own, at the address of its NAT.
+    A client begins seven flows: small pings and full-sized ones, a TCP connection with an echo of `tcp_octets`,
+    `datagrams` UDP echoes of several sizes, and UDP and pings of the sizes at which a path refuses or fragments (see
+    `sizes`), pings twice. Where it may, the server begins six, as in tunnel mode. A `protected` path must have a
+    smaller MTU than Ethernet. LAB_BROKEN when a flow could not be tried at all. FAILED also when the server did not see
+    each client as a peer of its own, at the address of its NAT.
     """
     if not pairs:
         return CheckResult(name=name, verdict=Verdict.LAB_BROKEN, reason="there is no pair to check")
@@ -93,7 +101,7 @@ def check_transport(
                     servers[known_as] = stack.enter_context(server)
         except (OSError, LabError) as error:
             return CheckResult(name=name, verdict=Verdict.LAB_BROKEN, reason=f"no echo server: {error}")
-        jobs: list[Callable[[], Flow]] = []
+        jobs: list[Callable[[], Flow | list[Flow]]] = []
         numbers = {known_as: number for number, known_as in enumerate(servers)}
         for pair in pairs:
             number = numbers[pair.dialed or pair.server_address]
@@ -102,9 +110,25 @@ def check_transport(
                 jobs.append(functools.partial(_ping, *ends, pings, deadline, octets, number))
             jobs.append(functools.partial(_tcp, *ends, tcp_octets, deadline))
             jobs.append(functools.partial(_udp, *ends, datagrams, deadline))
-        with ThreadPoolExecutor(len(jobs), thread_name_prefix=name) as pool:
-            flows = [future.result() for future in [pool.submit(job) for job in jobs]]
+            jobs.append(functools.partial(check_sizes, *ends, deadline, protected=protected, back=True))
+            if pair.both_ways:
+                jobs += _begun_by_server(pair, pings, tcp_octets, datagrams, deadline, protected)
+        flows = all_at_once(name, jobs)
     return _with_peers(conclude(name, flows), pairs, servers)
+
+
+def _begun_by_server(
+    pair: HostPair, pings: int, tcp_octets: int, datagrams: int, deadline: float, protected: bool
+) -> list[Callable[[], Flow | list[Flow]]]:
+    """The flows of tunnel mode from server to client, from ports that no flow of a client uses."""
+    client = End(pair.client, pair.client_address, pair.seen_address)
+    ends = End(pair.server, pair.server_address, pair.dialed), client
+    return [
+        functools.partial(ping, *ends, pings, deadline),
+        functools.partial(connectivity.tcp, *ends, tcp_octets, deadline),
+        functools.partial(connectivity.udp, *ends, datagrams, deadline),
+        functools.partial(check_sizes, *ends, deadline, protected=protected),
+    ]
 
 
 def _with_peers(result: CheckResult, pairs: Sequence[HostPair], servers: dict[str, _EchoServer]) -> CheckResult:

@@ -10,8 +10,9 @@ pattern; tshark, with the keys that the ends logged, opens ESP and IKE. What may
 - ICMPv6 of a link itself (types 130 to 137 and 143: neighbour and router discovery, multicast listeners) from a
   link-local or unspecified address: the kernel's own housekeeping, which no router passes on.
 
-Everything else is a violation: ICMP is, and so is an IP fragment that makes no whole packet with others. In transport
-mode ESP holds TCP, UDP and ICMP itself, and UDP's checksum is 0 in ESP in UDP (5).
+Everything else is a violation: ICMP is, and so is an IP fragment that makes no whole packet with others. What went out
+in clear is named first. In transport mode ESP holds TCP, UDP and ICMP itself, and UDP's checksum is 0 in ESP in UDP
+(5). No sender of ESP repeats an IV or a sequence number.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from natbed.capture import (
 )
 from natbed.checks import CheckResult, Verdict
 
+from .esp_freshness import find_repetitions, iv_octets
 from .fragments import reassemble
 from .outer import Kind, Outer, WireExpectation, classify, dotted
 
@@ -83,9 +85,12 @@ def audit_wire(
         facts, violations = _judge_outer(frames, outers, expected)
         violations += _judge_fragments(captured, frames, incomplete, facts, expected)
         dissections = _dissect(capture, captured, frames, outers, wireshark)
+        ivs = iv_octets(profile / "esp_sa")
     except CaptureError as error:
         return CheckResult(name="wire", verdict=Verdict.LAB_BROKEN, reason=str(error))
     violations += _judge_inner(facts, frames, outers, dissections, expected, wireshark)
+    esp = [frame for frame, outer in zip(frames, outers, strict=True) if outer.kind is Kind.ESP]
+    violations += find_repetitions(esp, ivs)
     facts.violation_count = len(violations)
     facts.violations = violations[:_SHOWN]
     verdict, reason = _conclude(facts, violations, wireshark, summary, any(frame.truncated for frame in captured))
@@ -140,12 +145,13 @@ def _conclude(
 
 def _judge_outer(frames: list[Frame], outers: list[Outer], expected: WireExpectation) -> tuple[WireFacts, list[str]]:
     facts = WireFacts(frames={str(kind): count for kind, count in Counter(outer.kind for outer in outers).items()})
-    violations = []
+    in_clear, violations = [], []
     for frame, outer in zip(frames, outers, strict=True):
         if outer.kind is Kind.FOREIGN:
             violations.append(f"frame {frame.number}: {outer.what}")
         if expected.pattern in frame.data:
-            violations.append(f"frame {frame.number}: the plaintext pattern in clear ({outer.what})")
+            in_clear.append(f"frame {frame.number}: the plaintext pattern in clear ({outer.what})")
+    violations = in_clear + violations
     if not facts.frames.get(Kind.ESP):
         violations.append("no ESP packet was on the wire")
     return facts, violations
