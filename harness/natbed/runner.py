@@ -40,6 +40,7 @@ from .stacks.base import Daemon, Stack, StackError, Timing
 from .stacks.espthrunat import EspThruNat
 
 UP_SECONDS = 40.0
+NAT_AGAIN = "NAT, once more"  # the check of NATs that were good, where something has failed behind them since
 RESPONDER_SECONDS = 5.0  # that a responder may be up later than its initiator
 _POLL = 0.005  # seconds between questions; a stack says nothing unasked
 # An OSError is the lab's: a program that is not there, a route that is refused. A stack reports its own as StackError.
@@ -90,6 +91,7 @@ class Run:
         self.notes: list[str] = []
         self.hosts: list[HostRecord] = []
         self.connect_seconds: dict[str, float] = {}
+        self._ended_well = False  # the implementation, on all hosts
         self._progress = progress
 
     def make_lab(self) -> Lab:
@@ -103,9 +105,11 @@ class Run:
         try:
             self._progress("building the network")
             with self.lab:
-                self._in_lab()
-        except StackError as error:
-            self._add(Verdict.FAILED, self.stack.name, str(error))
+                try:
+                    self._in_lab()
+                except StackError as error:
+                    self._add(Verdict.FAILED, self.stack.name, str(error))
+                self._doubt_the_lab()
         except LAB_ERRORS as error:
             self._add(Verdict.LAB_BROKEN, "lab", str(error))
         if before is not None:
@@ -141,6 +145,16 @@ class Run:
             self._measure_hosts(daemons)
         self._progress("auditing the wire")
         self._audit(captures)
+
+    def _doubt_the_lab(self) -> None:
+        """Where something failed, let the NATs prove themselves again: one that has changed may be what failed.
+
+        Not where the implementation did not end in order: then it is the hosts that may not be as they were.
+        """
+        failed = [check.name for check in self.checks if check.verdict is Verdict.FAILED]
+        if failed and self._ended_well and not (again := self.judge.nats()).passed:
+            reason = f"{again.reason}; it was right at the beginning, so this says nothing: {', '.join(failed)}"
+            self._add(Verdict.LAB_BROKEN, NAT_AGAIN, reason)
 
     # the parts, in their order
 
@@ -186,19 +200,24 @@ class Run:
             credentials = pki.issue(self.folder, {name: identity(name) for name in names})
         settings = host_settings(self.scenario, protection, self.options.timing, credentials)
         running: dict[str, Daemon] = {}
+        started = False
         self._progress(f"starting {self.stack.name} on {len(settings)} hosts")
         try:
             for name, host in settings.items():
                 running[name] = self.stack.start(self.lab[name], host, self.folder / name)
+            started = True
             yield running
         except StackError as error:
             # one end may only have noticed that the other has died, which says why
-            raise StackError("; ".join([str(error), *_stop(running)])) from error
+            problems = _stop(running)
+            self._ended_well = started and not problems
+            raise StackError("; ".join([str(error), *problems])) from error
         except BaseException:
             _stop(running)
             raise
         if problems := _stop(running):
             raise StackError("; ".join(problems))
+        self._ended_well = True
 
     def connect(self, daemons: dict[str, Daemon]) -> None:
         """Bring all tunnels up at once. Raises StackError with the first reason why one does not come up."""
@@ -276,7 +295,13 @@ class Run:
 
 
 def conclude(checks: list[CheckResult]) -> tuple[Verdict, str]:
-    """The run's verdict: failed if anything failed, broken if the lab was, passed only if every check passed."""
+    """The run's verdict: failed if anything failed, broken if the lab was, passed only if every check passed.
+
+    What failed behind a NAT that was no longer what it had been counts against nobody.
+    """
+    for check in checks:
+        if check.name == NAT_AGAIN:
+            return check.verdict, f"{check.name}: {check.reason}"
     for verdict in (Verdict.FAILED, Verdict.LAB_BROKEN):
         for check in checks:
             if check.verdict is verdict:

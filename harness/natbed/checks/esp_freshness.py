@@ -8,6 +8,7 @@ packet to packet (RFC 2406, 2.2). The same packet once more is a repetition by t
 from __future__ import annotations
 
 import csv
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -40,18 +41,16 @@ def find_repetitions(esp: Iterable[Frame], ivs: dict[int, int]) -> list[str]:
         packet = _esp_of(frame.data)
         spi, sequence = int.from_bytes(packet[:4], "big"), int.from_bytes(packet[4:8], "big")
         iv = packet[_ESP_HEADER : _ESP_HEADER + ivs.get(spi, 0)]
-        this = frame.number, packet
+        this = frame.number, hashlib.sha256(packet).digest()
         number, other = by_sequence.setdefault((spi, sequence), this)
-        if other == packet and number != frame.number:
-            continue
-        if other != packet:
+        if other != this[1]:
             found.append(
                 f"frame {frame.number}: ESP of SPI {spi:#010x} uses sequence number {sequence} again, "
                 f"which frame {number} has for another packet"
             )
         if iv:
             number, other = by_iv.setdefault((spi, iv), this)
-            if other != packet:
+            if other != this[1]:
                 found.append(
                     f"frame {frame.number}: ESP of SPI {spi:#010x} uses IV {iv.hex()} again, "
                     f"which frame {number} has for another packet"
