@@ -48,9 +48,10 @@ pytestmark = pytest.mark.usefixtures("isolated")
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The checks as they are, with less patience."""
-    less = {"deadline": 2.0, "pings": 3, "datagrams": 3}
-    monkeypatch.setattr("natbed.judging.check_connectivity", functools.partial(check_connectivity, **less))
-    monkeypatch.setattr("natbed.judging.check_transport", functools.partial(check_transport, **less))
+    tunnel = functools.partial(check_connectivity, deadline=2.0, pings=3, datagrams=3)
+    transport = functools.partial(check_transport, deadline=2.0, pings=3, datagrams=3)
+    monkeypatch.setattr("natbed.judging.check_connectivity", tunnel)
+    monkeypatch.setattr("natbed.judging.check_transport", transport)
 
 
 def cell(scenario: str = "A", mode: str = "tunnel", esp: str = "aes128gcm16") -> Cell:
@@ -116,11 +117,15 @@ class Kept(EspThruNat):
 
 
 def test_an_implementation_that_dies_is_not_excused_by_what_it_leaves_on_its_host(tmp_path: pathlib.Path) -> None:
-    """In transport mode its rules, which let nothing out in clear, stop the NAT's proof as well."""
+    """In transport mode its rules, which outlive it and let nothing out in clear, stop the NAT's proof as well."""
     stack = Kept()
-    record = broken(
-        cell(mode="transport"), tmp_path, lambda lab: os.kill(stack.daemons["client1"].pids[0], signal.SIGKILL), stack
-    )
+
+    def kill(lab: Lab) -> None:
+        for number in (signal.SIGSTOP, signal.SIGKILL):  # all stand still, so that none cleans up behind another
+            for pid in stack.daemons["client1"].pids:
+                os.kill(pid, number)
+
+    record = broken(cell(mode="transport"), tmp_path, kill, stack)
     assert record.verdict is Verdict.FAILED, record.reason
     assert failures(record)[0] == "connectivity"
     assert "client1: espthrunat ended with code -9" in check(record, "espthrunat").reason
