@@ -45,9 +45,9 @@ from natbed.topology_files import find
 pytestmark = pytest.mark.usefixtures("isolated")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The checks as they are, with less patience."""
+    """The checks as they are, with less patience: for those that must fail."""
     tunnel = functools.partial(check_connectivity, deadline=2.0, pings=3, datagrams=3)
     transport = functools.partial(check_transport, deadline=2.0, pings=3, datagrams=3)
     monkeypatch.setattr("natbed.judging.check_connectivity", tunnel)
@@ -86,6 +86,7 @@ def without(nat: str) -> Callable[[Lab], None]:
     return lambda lab: commands(lab[nat], "iptables -t nat -F", "conntrack -F")
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize(
     ("scenario", "nat", "reason"),
     [
@@ -116,6 +117,7 @@ class Kept(EspThruNat):
         return self.daemons[node.name]
 
 
+@pytest.mark.usefixtures("impatient")
 def test_an_implementation_that_dies_is_not_excused_by_what_it_leaves_on_its_host(tmp_path: pathlib.Path) -> None:
     """In transport mode its rules, which outlive it and let nothing out in clear, stop the NAT's proof as well."""
     stack = Kept()
@@ -221,6 +223,7 @@ def around(host: str, *selectors: str) -> Callable[[Lab], None]:
     return lambda lab: commands(lab[host], *(f"ip rule add pref 100 {one} lookup main" for one in selectors))
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_route_around_the_tunnel_shows_on_the_wire(tmp_path: pathlib.Path) -> None:
     record = broken(cell(), tmp_path, around("client1", "to 10.99.0.1 ipproto udp"))
     assert failures(record) == ["connectivity", "wire"]

@@ -31,10 +31,10 @@ def narrow(lab: Lab) -> Lab:
     return lab
 
 
-def judge(lab: Lab, *, protected: bool = True) -> list[Flow]:
+def judge(lab: Lab, *, protected: bool = True, deadline: float = 10.0) -> list[Flow]:
     client, server = lab.host("client1"), lab.host("server")
     ends = End(client, client.address), End(server, server.address)
-    return check_sizes(*ends, 1.0, protected=protected, back=True)
+    return check_sizes(*ends, deadline, protected=protected, back=True)
 
 
 def problem(flows: list[Flow]) -> str:
@@ -105,7 +105,7 @@ def test_a_wide_path_is_good_for_what_nothing_protects_only(lab: Lab) -> None:
 )
 def test_each_size_that_meets_another_fate_is_named(narrow: Lab, router: str, rule: str, reason: str) -> None:
     narrow[router].run(["iptables", "-I", *rule.split(), "-j", "DROP"])
-    assert reason in problem(judge(narrow))
+    assert reason in problem(judge(narrow, deadline=1.0))
 
 
 def test_an_mtu_that_is_named_and_does_not_fit_is_a_failure(narrow: Lab) -> None:
