@@ -264,7 +264,7 @@ def _tshark() -> str:
 
 
 def _iperf3() -> str:
-    from natbed.checks.throughput import IperfPath, measure_direction
+    from natbed.checks.iperf import IperfPath, measure_direction
 
     _commands("ip link set lo up")
     rate = measure_direction(IperfPath(_HERE, _HERE, "127.0.0.1", "127.0.0.1"), duration=1)

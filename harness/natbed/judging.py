@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from collections.abc import Callable
 from collections.abc import Mapping as MappingOf
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,9 +12,10 @@ from .capture import Capture
 from .checks import CheckResult, Verdict
 from .checks.connectivity import Pair, check_connectivity
 from .checks.discovery import TunnelView, check_discovery
+from .checks.iperf import IperfError, IperfPath, PathRates, measure_path
 from .checks.l2tp import check_l2tp
 from .checks.rekey import RekeyTarget, check_rekey, steps
-from .checks.throughput import IperfError, IperfPath, PathRates, measure, measure_path
+from .checks.throughput import UsualRatio, measure
 from .checks.transport import HostPair, check_transport
 from .checks.wire import audit_wire, merge_segments
 from .conntrack import Mapping, udp_mappings
@@ -28,21 +30,26 @@ from .probes import probes
 from .results.summary import row_names
 from .settings import Protection
 from .stacks.base import Daemon, TunnelStatus
+from .turns import alone
 
 AUDITS_AT_ONCE = 2  # each a tshark, which takes a processor
 Daemons = MappingOf[str, Daemon]  # by host
+Usual = Callable[[str], UsualRatio | str]  # by encapsulation; or why there is no usual ratio
 
 
 class Judge:
     """Of one lab. What one check finds out, others need: views of the tunnels, mappings of the NATs, plain rates."""
 
-    def __init__(self, lab: Lab, protection: Protection, seconds: int) -> None:
+    def __init__(
+        self, lab: Lab, protection: Protection, seconds: int, usual: Usual = lambda _encapsulation: ""
+    ) -> None:
         """`seconds` is the length of each iperf3 measurement; 0 leaves throughput out."""
         self.views: dict[str, TunnelView] = {}  # by tunnel
         self._lab = lab
         self._scenario = lab.scenario
         self._protection = protection
         self._seconds = seconds
+        self._usual = usual
         self._mappings: dict[str, list[Mapping]] = {}  # by NAT
         self._plain_rates: dict[str, PathRates] = {}  # by row, where they had to be measured beforehand
 
@@ -138,24 +145,38 @@ class Judge:
         Returns why that is not possible; what was measured is kept for `throughput`.
         """
         try:
-            self._plain_rates[row] = measure_path(self._path(self._conversation(row)), duration=self._seconds)
+            with alone():
+                self._plain_rates[row] = measure_path(self.tunnel_path(row), duration=self._seconds)
         except IperfError as error:
             name, reason = f"throughput {row}", f"plain path: {error}"
             return CheckResult(name=name, verdict=Verdict.LAB_BROKEN, reason=reason)
         return None
 
     def throughput(self, row: str) -> CheckResult:
-        """Of the tunnel, beside that of the path without IPsec."""
-        one = self._conversation(row)
-        plain = self._plain_rates.get(row) or self._plain_path(one)
-        return measure(self._path(one), plain, name=f"throughput {row}", duration=self._seconds)
+        """Of the tunnel, beside that of the path without IPsec, and against what is usual."""
+        return measure(
+            self.tunnel_path(row),
+            self._plain_rates.get(row) or self.plain_path(row),
+            name=f"throughput {row}",
+            duration=self._seconds,
+            usual=self._usual(self.encapsulation(row)),
+            alone=alone,
+        )
 
-    def _path(self, one: Conversation) -> IperfPath:
+    def encapsulation(self, row: str) -> str:
+        """What the initiator said of a conversation's tunnel: udp or none; "" before `discovery`."""
+        view = self.views.get(self._conversation(row).tunnel)
+        return view.initiator.encapsulation if view and view.initiator else ""
+
+    def tunnel_path(self, row: str) -> IperfPath:
+        """Where a conversation goes through its tunnel."""
+        one = self._conversation(row)
         client, server = self._lab[one.client], self._lab[one.server]
         return IperfPath(client, server, one.client_address, one.server_address, dialed=one.server_seen)
 
-    def _plain_path(self, one: Conversation) -> IperfPath:
+    def plain_path(self, row: str) -> IperfPath:
         """Without IPsec: between the ends of the tunnel, since what is behind them is not reached any other way."""
+        one = self._conversation(row)
         tunnel = next(tunnel for tunnel in self._scenario.tunnels() if tunnel.name == one.tunnel)
         client, server = self._lab.host(tunnel.initiator), self._lab.host(tunnel.responder)
         dialed = self._scenario.hosts_planned[server.name].public

@@ -20,18 +20,20 @@ from .capture import Capture, CaptureError
 from .checks import CheckResult, Verdict, l2tp
 from .checks.leaks import Snapshot, check_leaks
 from .checks.rekey import confirm_on_the_wire
+from .checks.throughput import UsualRatio
 from .conntrack import ConntrackError, ConntrackEvents
 from .expectation import public_segments
 from .isolation import IsolationError, isolated, runtime_directory
 from .judging import Judge
 from .lab import Lab, LabError
 from .link import LinkError
+from .machine_kind import machine_kind
 from .nat import presets
 from .nat.profile import NatProfile
 from .nat.rules import NatError
 from .node import NodeError
 from .process import CommandFailed
-from .results import store
+from .results import baseline, store
 from .results.record import ClientRecord, HostRecord, RunRecord
 from .results.summary import client_records
 from .scenario import Scenario
@@ -69,6 +71,7 @@ class RunOptions:
     results: pathlib.Path = field(default_factory=store.default_folder)
     rekey: str = "none"  # who replaces SAs under traffic: initiator, responder, both
     timing: Timing = field(default_factory=Timing)
+    baseline: pathlib.Path | None = field(default_factory=baseline.default_file)  # None: no figures to compare with
 
 
 Progress = Callable[[str], None]
@@ -86,7 +89,8 @@ class Run:
         self.started = datetime.datetime.now().astimezone()
         self.folder = store.new_evidence(options.results, scenario.letter, self.started)
         self.lab = self.make_lab()
-        self.judge = Judge(self.lab, options.protection, options.seconds)
+        self.judge = Judge(self.lab, options.protection, options.seconds, self._usual_ratio)
+        self._baseline = baseline.load(options.baseline) if options.seconds and options.baseline else None
         self.checks: list[CheckResult] = []
         self.notes: list[str] = []
         self.hosts: list[HostRecord] = []
@@ -155,6 +159,15 @@ class Run:
         if failed and self._ended_well and not (again := self.judge.nats()).passed:
             reason = f"{again.reason}; it was right at the beginning, so this says nothing: {', '.join(failed)}"
             self._add(Verdict.LAB_BROKEN, NAT_AGAIN, reason)
+
+    def _usual_ratio(self, encapsulation: str) -> UsualRatio | str:
+        if self._baseline is None:
+            return "not compared with a baseline"
+        protection = self.options.protection
+        case = baseline.Case(
+            stack=self.stack.name, mode=protection.mode, esp=protection.esp_suite, encapsulation=encapsulation
+        )
+        return self._baseline.usual(machine_kind(), case)
 
     # the parts, in their order
 

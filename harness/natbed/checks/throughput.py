@@ -1,150 +1,59 @@
-"""How fast TCP runs through a tunnel and, beside it, on the plain path: iperf3 forward and reverse.
+"""How fast TCP runs through a tunnel, set against the plain path beside it and against what is usual there.
 
 The plain path is the lab's own measure: if iperf3 cannot run there, the lab is broken; on the tunnel's path it is the
-implementation that failed.
+implementation that failed, unless it was iperf3 that died.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import select
-import subprocess
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import msgspec
 
 from natbed.checks import CheckResult, Verdict
-from natbed.node_like import NodeLike
+from natbed.checks.iperf import IperfDied, IperfError, IperfPath, PathRates, Rate, measure_path
 
-_START_DEADLINE = 5.0  # seconds until the server listens
-_SLACK = 10.0  # seconds beyond the test's own time
-_CONNECT_TIMEOUT = 3000  # milliseconds
-
-
-class IperfError(Exception):
-    """iperf3 could not measure; the text is its own reason, in one line."""
+ATTEMPTS = 3
+"""How often a ratio below its floor is measured before that counts: something else may have taken the processors."""
+TOLERANCE = 1 / 3
+"""What share of the usual ratio's lower quartile is the floor: a tunnel three times slower than usual is noticed."""
+DIRECTIONS = ("forward", "reverse")
 
 
-@dataclass(frozen=True, slots=True)
-class IperfPath:
-    """Where to measure: between which nodes and which of their addresses, and the server's TCP port.
+class Spread(msgspec.Struct, frozen=True, kw_only=True):
+    """Some samples of one figure: their median, their lower and upper quartile, and how many there were."""
 
-    `dialed` is the address by which the client knows the server, where it is another.
-    """
-
-    client: NodeLike
-    server: NodeLike
-    client_address: str
-    server_address: str
-    port: int = 5201
-    dialed: str = ""
+    low: float
+    median: float
+    high: float
+    samples: int
 
 
-class Rate(msgspec.Struct, frozen=True, kw_only=True):
-    """What arrived at the receiver, and how often the sender repeated a segment."""
+class UsualRatio(msgspec.Struct, frozen=True, kw_only=True):
+    """How tunnel and plain path usually compare: tunnel / plain, in each direction."""
 
-    megabits_per_second: float
-    retransmits: int
-    seconds: float
+    forward: Spread
+    reverse: Spread
 
+    @property
+    def floor(self) -> dict[str, float]:
+        """By direction: what no tunnel may fall below."""
+        return {"forward": TOLERANCE * self.forward.low, "reverse": TOLERANCE * self.reverse.low}
 
-class PathRates(msgspec.Struct, frozen=True):
-    """Forward is client to server; reverse is server to client, over a connection that the client still begins."""
+    def allows(self, ratio: dict[str, float]) -> bool:
+        """Whether both directions reach the floor."""
+        return all(ratio[way] >= floor for way, floor in self.floor.items())
 
-    forward: Rate
-    reverse: Rate
+    def exceeded_by(self, ratio: dict[str, float]) -> bool:
+        """Whether both are so fast that the figures describe another implementation."""
+        return all(ratio[way] * TOLERANCE > getattr(self, way).high for way in DIRECTIONS)
 
-
-def measure_path(path: IperfPath, *, duration: int = 2) -> PathRates:
-    """Measure both directions, one after the other, `duration` whole seconds each. Raises `IperfError`."""
-    return PathRates(
-        forward=measure_direction(path, duration=duration),
-        reverse=measure_direction(path, duration=duration, reverse=True),
-    )
-
-
-def measure_direction(path: IperfPath, *, duration: int = 2, reverse: bool = False) -> Rate:
-    """One iperf3 TCP test of `duration` whole seconds. Raises `IperfError` with the reason."""
-    argv = [
-        "iperf3",
-        "--json",
-        "-c",
-        path.dialed or path.server_address,
-        "-B",
-        path.client_address,
-        "-p",
-        str(path.port),
-    ]
-    argv += ["-t", str(duration), "--connect-timeout", str(_CONNECT_TIMEOUT)] + ["-R"] * reverse
-    with _server(path):
-        try:
-            client = path.client.popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        except OSError as error:
-            raise IperfError(f"cannot start iperf3: {error}") from error
-        with client:
-            try:
-                printed, complaint = client.communicate(timeout=duration + _SLACK)
-            except subprocess.TimeoutExpired:
-                client.kill()
-                raise IperfError(f"iperf3 did not end within {duration + _SLACK} s") from None
-    return parse_iperf(printed, complaint)
-
-
-def parse_iperf(printed: str, complaint: str = "") -> Rate:
-    """The rate in iperf3's JSON. Raises `IperfError` for an `error` in it, which iperf3 may report with exit code 0."""
-    try:
-        report: dict[str, Any] = json.loads(printed)
-    except ValueError as error:
-        raise IperfError(f"iperf3 printed no JSON: {(complaint or printed).strip() or 'nothing at all'}") from error
-    if "error" in report:
-        raise IperfError(f"iperf3: {report['error']}")
-    try:
-        received, sent = report["end"]["sum_received"], report["end"]["sum_sent"]
-        rate = Rate(
-            megabits_per_second=round(received["bits_per_second"] / 1e6, 3),
-            retransmits=int(sent.get("retransmits", 0)),
-            seconds=round(received["seconds"], 3),
-        )
-    except (KeyError, TypeError) as error:
-        raise IperfError(f"iperf3's report lacks {error}") from error
-    if rate.megabits_per_second == 0:
-        raise IperfError("iperf3: nothing arrived at the receiver")
-    return rate
-
-
-@contextmanager
-def _server(path: IperfPath) -> Iterator[None]:
-    """An iperf3 server for one test, from when it listens until after the block."""
-    argv = ["iperf3", "-s", "-1", "--forceflush", "-B", path.server_address, "-p", str(path.port)]
-    try:
-        server = path.server.popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    except OSError as error:
-        raise IperfError(f"cannot start iperf3: {error}") from error
-    with server:
-        try:
-            _await_listening(server)
-            yield
-        finally:
-            server.kill()
-
-
-def _await_listening(server: subprocess.Popen[bytes]) -> None:
-    if server.stdout is None:
-        raise IperfError("iperf3's output is not piped")
-    until = time.monotonic() + _START_DEADLINE
-    output = b""
-    while b"listening" not in output:
-        readable, _, _ = select.select([server.stdout], [], [], max(until - time.monotonic(), 0))
-        part = os.read(server.stdout.fileno(), 4096) if readable else b""
-        output += part
-        if not part:
-            said = output.decode(errors="replace").strip().replace("\n", " / ") or "nothing"
-            raise IperfError(f"the iperf3 server does not listen; it said: {said}")
+    def share(self, ratio: dict[str, float]) -> str:
+        """For people: of the usual ratio, in both directions."""
+        return " / ".join(f"{ratio[way] / getattr(self, way).median:.0%}" for way in DIRECTIONS)
 
 
 def measure(
@@ -153,32 +62,71 @@ def measure(
     *,
     name: str = "throughput",
     duration: int = 2,
-    minimum_ratio: float = 0.0,
+    usual: UsualRatio | str = "",
+    alone: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
 ) -> CheckResult:
     """Measure both paths and set the tunnel against the plain one; `plain` may have been measured before.
 
-    `details` hold the rates and `ratio` (tunnel / plain) of each direction. LAB_BROKEN when the plain path cannot be
-    measured; FAILED when the tunnel cannot, or when it keeps less than `minimum_ratio` of the plain rate.
+    `details` hold the rates, `ratio` (tunnel / plain) of each direction, and how many `attempts` there were.
+    LAB_BROKEN when the plain path cannot be measured or iperf3 dies; FAILED when the tunnel cannot, or when its ratio
+    stays below the floor of `usual`: of several attempts the best rates of either path count. Without a usual ratio,
+    `usual` says why there is none, and every ratio will do. Each attempt is made inside `alone()`.
     """
-    try:
-        reference = plain if isinstance(plain, PathRates) else measure_path(plain, duration=duration)
-    except IperfError as error:
-        return CheckResult(name=name, verdict=Verdict.LAB_BROKEN, reason=f"plain path: {error}")
-    details = {"plain": msgspec.to_builtins(reference)}
-    try:
-        rates = measure_path(tunnel, duration=duration)
-    except IperfError as error:
-        return CheckResult(name=name, verdict=Verdict.FAILED, reason=f"tunnel: {error}", details=details)
-    ratio = {
-        "forward": round(rates.forward.megabits_per_second / reference.forward.megabits_per_second, 4),
-        "reverse": round(rates.reverse.megabits_per_second / reference.reverse.megabits_per_second, 4),
-    }
-    details |= {"tunnel": msgspec.to_builtins(rates), "ratio": ratio}
-    passed = min(ratio.values()) >= minimum_ratio
-    reason = (
-        f"tunnel {rates.forward.megabits_per_second:.0f} / {rates.reverse.megabits_per_second:.0f} Mbit/s, "
-        f"plain {reference.forward.megabits_per_second:.0f} / {reference.reverse.megabits_per_second:.0f} Mbit/s"
+    reference: PathRates | None = None
+    rates: PathRates | None = None
+    details: dict[str, Any] = {}
+    ratio: dict[str, float] = {}
+
+    def result(verdict: Verdict, reason: str) -> CheckResult:
+        return CheckResult(name=name, verdict=verdict, reason=reason, details=details)
+
+    for attempt in range(1, ATTEMPTS + 1):
+        details["attempts"] = attempt
+        with alone():
+            try:
+                again = plain if isinstance(plain, PathRates) else measure_path(plain, duration=duration)
+            except IperfError as error:
+                return result(Verdict.LAB_BROKEN, f"plain path: {error}")
+            reference = _best(reference, again)
+            details["plain"] = msgspec.to_builtins(reference)
+            try:
+                rates = _best(rates, measure_path(tunnel, duration=duration))
+            except IperfDied as error:
+                return result(Verdict.LAB_BROKEN, f"tunnel: {error}")
+            except IperfError as error:
+                return result(Verdict.FAILED, f"tunnel: {error}")
+        ratio = {way: round(_rate(rates, way) / _rate(reference, way), 4) for way in DIRECTIONS}
+        details |= {"tunnel": msgspec.to_builtins(rates), "ratio": ratio}
+        if isinstance(usual, str) or usual.allows(ratio):
+            break
+    found = f"tunnel {_both(details['tunnel'])}, plain {_both(details['plain'])}"
+    if isinstance(usual, str):
+        return result(Verdict.PASSED, f"{found}; {usual}" if usual else found)
+    details |= {"usual": msgspec.to_builtins(usual), "floor": {way: round(it, 5) for way, it in usual.floor.items()}}
+    found += f"; their ratio is {usual.share(ratio)} of the baseline's"
+    if not usual.allows(ratio):
+        return result(Verdict.FAILED, f"{found}, below {TOLERANCE:.0%} of it in {ATTEMPTS} attempts")
+    if usual.exceeded_by(ratio):
+        found += ": faster than it knows, `natbed baseline` renews it"
+    return result(Verdict.PASSED, found)
+
+
+def _best(one: PathRates | None, other: PathRates) -> PathRates:
+    """The faster of two measurements, direction by direction."""
+    if one is None:
+        return other
+    return PathRates(
+        forward=max(one.forward, other.forward, key=_speed), reverse=max(one.reverse, other.reverse, key=_speed)
     )
-    if not passed:
-        reason += f": less than {minimum_ratio:.0%} of the plain path"
-    return CheckResult(name=name, verdict=Verdict.PASSED if passed else Verdict.FAILED, reason=reason, details=details)
+
+
+def _speed(rate: Rate) -> float:
+    return rate.megabits_per_second
+
+
+def _rate(rates: PathRates, way: str) -> float:
+    return _speed(rates.forward if way == "forward" else rates.reverse)
+
+
+def _both(rates: dict[str, Any]) -> str:
+    return " / ".join(f"{rates[way]['megabits_per_second']:.0f}" for way in DIRECTIONS) + " Mbit/s"
