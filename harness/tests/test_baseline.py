@@ -1,0 +1,243 @@
+"""The kept figures: how they are made of samples, found again, and renewed by one command only."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import pathlib
+import platform
+import re
+from collections.abc import Callable
+from multiprocessing.synchronize import Event
+
+import pytest
+from run_world import options, run
+from typer.testing import CliRunner
+
+import natbed.baseline_run
+from natbed.baseline_run import CannotMeasure
+from natbed.checks import Verdict
+from natbed.checks.throughput import UsualRatio
+from natbed.cli import app
+from natbed.machine_kind import machine_kind
+from natbed.results import baseline
+from natbed.results.baseline import Baseline, Case, Figures, Sample
+from natbed.results.store import StoreError
+from natbed.scenario import Scenario
+from natbed.turns import alone
+
+SUITES = ("aes128gcm16", "aes256gcm16", "aes128-sha256", "aes256-sha512", "3des-sha1")
+HERE, ELSEWHERE = machine_kind(), "another kind, 64 CPUs"
+
+
+def case(mode: str = "tunnel", esp: str = "aes128gcm16") -> Case:
+    return Case(stack="espthrunat", mode=mode, esp=esp, encapsulation="udp")
+
+
+def sample(forward: float, reverse: float) -> Sample:
+    return Sample(tunnel_forward=forward, tunnel_reverse=reverse, plain_forward=1000, plain_reverse=2000)
+
+
+def figures(of: Case, *samples: Sample) -> Figures:
+    return Figures.of(of, samples, seconds=1, measured="2001-01-01", kernel="6.1", python="3.11")
+
+
+# the record
+
+
+def test_figures_are_medians_and_quartiles_of_the_samples_ratios() -> None:
+    made = figures(case(), *(sample(100 * n, 100 * n) for n in (3, 1, 2, 5, 4)))
+    assert (made.rates.tunnel_forward, made.rates.plain_reverse) == (300, 2000)
+    forward, reverse = made.ratio.forward, made.ratio.reverse
+    assert (forward.low, forward.median, forward.high, forward.samples) == (0.2, 0.3, 0.4, 5)
+    assert (reverse.low, reverse.median, reverse.high) == (0.1, 0.15, 0.2)
+
+
+def test_what_is_renewed_takes_the_place_of_its_own_case_alone(tmp_path: pathlib.Path) -> None:
+    slow, fast = sample(10, 10), sample(500, 500)
+    kept = Baseline().renewed(ELSEWHERE, [figures(case(), slow)])
+    kept = kept.renewed(HERE, [figures(case(), slow), figures(case("transport"), slow)])
+    kept = kept.renewed(HERE, [figures(case(), fast)])
+    baseline.save(tmp_path / "b.json", kept)
+    again = baseline.load(tmp_path / "b.json")
+    assert again == kept
+    assert [path.name for path in tmp_path.iterdir()] == ["b.json"]
+
+    def median(kind: str, of: Case) -> float:
+        found = again.usual(kind, of)
+        assert isinstance(found, UsualRatio)
+        return found.forward.median
+
+    assert median(HERE, case()) == 0.5
+    assert (median(HERE, case("transport")), median(ELSEWHERE, case())) == (0.01, 0.01)
+    assert again.usual("a third kind", case()) == "no baseline for this kind of machine (a third kind)"
+    assert again.usual(ELSEWHERE, case("transport")) == (
+        "no baseline for espthrunat, transport, aes128gcm16, ESP in UDP"
+    )
+
+
+def test_a_damaged_file_is_said_in_one_line_and_no_file_is_no_baseline(tmp_path: pathlib.Path) -> None:
+    assert baseline.load(tmp_path / "none.json") == Baseline()
+    (tmp_path / "bad.json").write_text('{"machines": 1}')
+    with pytest.raises(StoreError, match=r"bad\.json: not a baseline: .*machines"):
+        baseline.load(tmp_path / "bad.json")
+    with pytest.raises(StoreError, match="cannot be written"):
+        baseline.save(tmp_path / "bad.json" / "under", Baseline())
+
+
+def test_the_committed_file_has_every_mode_and_suite_of_the_matrix_and_names_no_machine() -> None:
+    kept = baseline.load(baseline.default_file())
+    assert kept.machines
+    for machine in kept.machines:
+        cases = set(kept.figures(machine.kind))
+        assert cases >= {case(mode, esp) for mode in ("tunnel", "transport") for esp in SUITES}
+    assert os.uname().nodename not in [word for machine in kept.machines for word in machine.kind.split()]
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "kind"),
+    [
+        (
+            "processor : 0\ncpu family : 25\nmodel : 17\nmodel name : AMD EPYC\n\nprocessor : 1\nmodel : 18\n",
+            "AMD EPYC, family 25, model 17, 2 CPUs",
+        ),
+        ("CPU implementer : 0x41\nCPU part : 0xd0c\n", f"{os.uname().machine}, implementer 0x41, part 0xd0c, 2 CPUs"),
+        ("", f"{os.uname().machine}, 2 CPUs"),
+    ],
+)
+def test_a_kind_of_machine_is_its_processor_and_how_many(cpuinfo: str, kind: str) -> None:
+    assert machine_kind(cpuinfo, 2) == kind
+
+
+# taking turns
+
+
+def hold(folder: pathlib.Path, there: Event, go: Event) -> None:
+    with alone(folder):
+        there.set()
+        go.wait(10)
+
+
+def test_one_process_measures_at_a_time(tmp_path: pathlib.Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    there, go, mine, release = fork.Event(), fork.Event(), fork.Event(), fork.Event()
+    first = fork.Process(target=hold, args=(tmp_path, there, go))
+    second = fork.Process(target=hold, args=(tmp_path, mine, release))
+    first.start()
+    try:
+        assert there.wait(10)
+        second.start()
+        assert not mine.wait(0.3), "the first is not done"
+        first.kill()  # which cannot give it back by itself
+        assert mine.wait(10)
+    finally:
+        for process in (first, second):
+            process.kill()
+            process.join()
+    assert not list(tmp_path.iterdir())
+
+
+# the command
+
+Measure = Callable[[type[Scenario], str, str, int], tuple[Case, Sample]]
+
+
+def command(monkeypatch: pytest.MonkeyPatch, measure: Measure, *arguments: object) -> tuple[int, str]:
+    """Exit code and output of `natbed baseline`, measured by a stand-in."""
+    monkeypatch.setattr(natbed.baseline_run, "measure_once", measure)
+    done = CliRunner().invoke(app, ["baseline", *map(str, arguments)], env={"COLUMNS": "80"})
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done.exit_code, done.output
+
+
+@pytest.mark.usefixtures("isolated")
+class TestCommand:
+    def test_all_cases_are_measured_once_a_round_and_written(
+        self, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        file, asked = tmp_path / "new" / "b.json", []
+
+        def measure(scenario: type[Scenario], mode: str, esp: str, seconds: int) -> tuple[Case, Sample]:
+            asked.append((scenario.letter, mode, esp, seconds))
+            return case(mode, esp), sample(100, 100)
+
+        code, said = command(monkeypatch, measure, "--rounds", 2, "--file", file)
+        assert code == 0, said
+        one_round = [("A", mode, esp, 1) for mode in ("tunnel", "transport") for esp in SUITES]
+        assert asked == one_round * 2
+        kept = baseline.load(file).figures(HERE)
+        assert set(kept) == {case(mode, esp) for _, mode, esp, _ in one_round}
+        assert {one.ratio.forward.samples for one in kept.values()} == {2}
+        assert f"[ 1/20] {case()}: tunnel 100 / 100 Mbit/s, plain 1000 / 2000 Mbit/s" in said
+        assert said.splitlines()[-1] == f"written: {file}"
+        assert all(len(line) <= 80 for line in said.splitlines() if re.match(" (tunnel|transport) ", line))
+
+    def test_a_dry_run_shows_and_writes_nothing(self, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        file = tmp_path / "b.json"
+        baseline.save(file, Baseline().renewed(HERE, [figures(case(), sample(400, 400))]))
+        before = file.read_bytes()
+        arguments = ["--rounds", 1, "--mode", "tunnel", "--esp", "aes128gcm16", "--file", file, "--dry-run"]
+        code, said = command(monkeypatch, lambda *_: (case(), sample(100, 100)), *arguments)
+        assert code == 0, said
+        assert re.search(r"tunnel +aes128gcm16 .* 10.00-10.00 .* 40.00/20.00", said)
+        assert said.splitlines()[-1] == "dry run: nothing was written"
+        assert file.read_bytes() == before
+
+    @pytest.mark.parametrize(
+        ("problem", "code", "reason"),
+        [
+            (CannotMeasure(Verdict.FAILED, "it does not come up"), 1, "it does not come up; nothing was written"),
+            (CannotMeasure(Verdict.LAB_BROKEN, "no iperf3"), 3, "no iperf3; nothing was written"),
+            (KeyboardInterrupt(), 130, "interrupted; everything is taken down, nothing was written"),
+        ],
+    )
+    def test_what_cannot_all_be_measured_is_not_written(
+        self, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, problem: BaseException, code: int, reason: str
+    ) -> None:
+        def measure(_scenario: object, mode: str, esp: str, _seconds: int) -> tuple[Case, Sample]:
+            if mode == "transport":
+                raise problem
+            return case(mode, esp), sample(100, 100)
+
+        file = tmp_path / "b.json"
+        done, said = command(monkeypatch, measure, "--file", file)
+        assert (done, said.splitlines()[-1]) == (code, f"natbed: {reason}")
+        assert not file.exists()
+
+    @pytest.mark.parametrize("arguments", [["--mode", "both"], ["--rounds", 0], ["--seconds", 0]])
+    def test_what_makes_no_sense_is_refused(self, monkeypatch: pytest.MonkeyPatch, arguments: list[object]) -> None:
+        code, said = command(monkeypatch, lambda *_: pytest.fail("nothing is to be measured"), *arguments)
+        assert code == 2
+        assert str(arguments[0]) in said
+
+    def test_a_damaged_file_stops_it_before_it_measures(
+        self, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "b.json").write_text("{")
+        arguments = ["--file", tmp_path / "b.json"]
+        code, said = command(monkeypatch, lambda *_: pytest.fail("nothing is to be measured"), *arguments)
+        assert code == 2
+        assert "b.json: not a baseline" in said
+        assert (tmp_path / "b.json").read_text() == "{"
+
+    def test_a_real_one(self, tmp_path: pathlib.Path) -> None:
+        file = tmp_path / "b.json"
+        arguments = ["--rounds", "1", "--esp", "aes256gcm16", "--file", str(file)]
+        done = CliRunner().invoke(app, ["baseline", *arguments])
+        assert done.exit_code == 0, done.output
+        kept = baseline.load(file).figures(HERE)
+        assert set(kept) == {case("tunnel", "aes256gcm16"), case("transport", "aes256gcm16")}
+        for one in kept.values():
+            assert 0 < one.rates.tunnel_forward < one.rates.plain_forward
+            assert (one.seconds, one.kernel, one.python) == (1, platform.release(), platform.python_version())
+
+
+@pytest.mark.usefixtures("isolated")
+def test_a_run_on_another_kind_of_machine_passes_and_says_that_nothing_was_compared(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "b.json"
+    baseline.save(file, Baseline().renewed(ELSEWHERE, [figures(case(), sample(1e9, 1e9))]))
+    record, _ = run(dataclasses.replace(options(tmp_path, seconds=1), baseline=file))
+    (result,) = [one for one in record.checks if one.name.startswith("throughput")]
+    assert result.passed
+    assert result.reason.endswith(f"; no baseline for this kind of machine ({HERE})")
