@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import pathlib
@@ -14,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from iperf_files import scratch
 from two_nodes import CLIENT, SERVER, Nodes
 
 from natbed.checks import CheckResult, Verdict, iperf, throughput
@@ -171,15 +171,6 @@ def meanwhile(nodes: Nodes, action: Callable[[list[subprocess.Popen[Any]]], obje
             time.sleep(0.005)
         action(running)
         return result.result(timeout=20)
-
-
-def scratch(process: subprocess.Popen[Any]) -> str:
-    """The file that an iperf3 has mapped for its data, which it does when the stream is there; "" before."""
-    with contextlib.suppress(OSError):
-        for line in pathlib.Path(f"/proc/{process.pid}/maps").read_text().splitlines():
-            if "/iperf3." in line:
-                return line.split(maxsplit=5)[5].removesuffix(" (deleted)")
-    return ""
 
 
 def test_a_server_that_cannot_listen_says_why(nodes: Nodes) -> None:
