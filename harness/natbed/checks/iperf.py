@@ -97,7 +97,7 @@ def run_iperf(path: IperfPath, options: Sequence[str], timeout: float) -> tuple[
                 printed, complaint = client.communicate(timeout=timeout)
             except subprocess.TimeoutExpired:
                 client.kill()
-                _not_killed(server, "server")
+                _server_not_ended(server)
                 raise IperfError(f"iperf3 did not end within {timeout:g} s") from None
             except BaseException:
                 client.kill()
@@ -105,7 +105,7 @@ def run_iperf(path: IperfPath, options: Sequence[str], timeout: float) -> tuple[
         _not_killed(client, "client")
         if client.returncode or '"error"' in printed:
             await_exit(server.pid, time.monotonic() + _LAST_MOMENT)
-            _not_killed(server, "server")
+            _server_not_ended(server)
         return printed, complaint
 
 
@@ -122,6 +122,14 @@ def _not_killed(process: subprocess.Popen[Any], end: str) -> None:
     code = process.poll()
     if code is not None and code < 0:
         raise IperfDied(f"the iperf3 {end} was killed by {signal.Signals(-code).name}")
+
+
+def _server_not_ended(server: subprocess.Popen[bytes]) -> None:
+    """Raises `IperfDied` when a signal did that: of a server that is gone its client may know no more than a reset."""
+    _not_killed(server, "server")
+    said = server.stdout.read() if server.stdout is not None and server.poll() is not None else b""
+    if b"interrupt - " in said:
+        raise IperfDied("iperf3: the server has terminated")
 
 
 def parse_iperf(printed: str, complaint: str = "") -> Rate:
