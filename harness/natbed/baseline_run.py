@@ -16,6 +16,7 @@ from rich.table import Table
 from .checks import CheckResult, Verdict
 from .checks.throughput import Spread
 from .isolation import runtime_directory
+from .load import load
 from .machine_kind import machine_kind
 from .nat import presets
 from .results import baseline
@@ -25,6 +26,7 @@ from .scenario import Scenario
 from .settings import Protection
 from .stacks.base import StackError
 
+BUSY = 0.2  # of all processors' time: above this, others take too much of it
 EXIT_CODES = {Verdict.FAILED: 1, Verdict.LAB_BROKEN: 3}
 Variant = tuple[str, str]  # mode, ESP suite
 
@@ -56,6 +58,8 @@ def renew(request: Request, out: Console, progress: Console) -> int:
     """
     before, kind = baseline.load(request.file), machine_kind()
     progress.print(f"this machine: {kind}", markup=False)
+    if (taken := load()) > BUSY:
+        progress.print(f"natbed: others take {taken:.0%} of the processors: these figures will be of little use")
     try:
         figures = _figures(request, progress)
     except CannotMeasure as problem:

@@ -18,6 +18,7 @@ from natbed.baseline_run import CannotMeasure
 from natbed.checks import Verdict
 from natbed.checks.throughput import UsualRatio
 from natbed.cli import app
+from natbed.load import load
 from natbed.machine_kind import machine_kind
 from natbed.results import baseline
 from natbed.results.baseline import Baseline, Case, Figures, Sample
@@ -106,6 +107,21 @@ def test_the_committed_file_has_every_mode_and_suite_of_the_matrix_and_names_no_
 )
 def test_a_kind_of_machine_is_its_processor_and_how_many(cpuinfo: str, kind: str) -> None:
     assert machine_kind(cpuinfo, 2) == kind
+
+
+def test_a_processor_that_is_used_is_seen() -> None:
+    process = multiprocessing.get_context("fork").Process(target=spin)
+    process.start()
+    try:
+        assert 0.5 / (os.cpu_count() or 1) < load(0.3) <= 1
+    finally:
+        process.kill()
+        process.join()
+
+
+def spin() -> None:
+    while True:
+        pass
 
 
 # taking turns
@@ -202,6 +218,16 @@ class TestCommand:
         done, said = command(monkeypatch, measure, "--file", file)
         assert (done, said.splitlines()[-1]) == (code, f"natbed: {reason}")
         assert not file.exists()
+
+    @pytest.mark.parametrize(("taken", "warned"), [(0.9, True), (0.05, False)])
+    def test_who_measures_on_a_busy_machine_is_warned(
+        self, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, taken: float, warned: bool
+    ) -> None:
+        monkeypatch.setattr(natbed.baseline_run, "load", lambda: taken)
+        arguments = ["--rounds", 1, "--file", tmp_path / "b.json", "--dry-run"]
+        code, said = command(monkeypatch, lambda *_: (case(), sample(100, 100)), *arguments)
+        assert code == 0, said
+        assert ("natbed: others take 90% of the processors: these figures will be of little use" in said) is warned
 
     @pytest.mark.parametrize("arguments", [["--mode", "both"], ["--rounds", 0], ["--seconds", 0]])
     def test_what_makes_no_sense_is_refused(self, monkeypatch: pytest.MonkeyPatch, arguments: list[object]) -> None:
