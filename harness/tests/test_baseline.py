@@ -34,8 +34,8 @@ def case(mode: str = "tunnel", esp: str = "aes128gcm16") -> Case:
     return Case(stack="espthrunat", mode=mode, esp=esp, encapsulation="udp")
 
 
-def sample(forward: float, reverse: float) -> Sample:
-    return Sample(tunnel_forward=forward, tunnel_reverse=reverse, plain_forward=1000, plain_reverse=2000)
+def sample(forward: float, reverse: float, plain: float = 1000) -> Sample:
+    return Sample(tunnel_forward=forward, tunnel_reverse=reverse, plain_forward=plain, plain_reverse=2 * plain)
 
 
 def figures(of: Case, *samples: Sample) -> Figures:
@@ -51,6 +51,12 @@ def test_figures_are_medians_and_quartiles_of_the_samples_ratios() -> None:
     forward, reverse = made.ratio.forward, made.ratio.reverse
     assert (forward.low, forward.median, forward.high, forward.samples) == (0.2, 0.3, 0.4, 5)
     assert (reverse.low, reverse.median, reverse.high) == (0.1, 0.15, 0.2)
+
+
+def test_a_plain_path_that_something_slowed_now_and_then_does_not_raise_the_ratio() -> None:
+    made = figures(case(), sample(100, 100), sample(100, 100, plain=200), sample(100, 100, plain=500))
+    assert (made.ratio.forward.high, made.ratio.reverse.high) == (0.1, 0.05)
+    assert (made.rates.plain_forward, made.rates.plain_reverse) == (500, 1000)
 
 
 def test_what_is_renewed_takes_the_place_of_its_own_case_alone(tmp_path: pathlib.Path) -> None:
