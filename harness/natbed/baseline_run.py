@@ -28,7 +28,7 @@ from .stacks.base import StackError
 
 BUSY = 0.2  # of all processors' time: above this, others take too much of it
 EXIT_CODES = {Verdict.FAILED: 1, Verdict.LAB_BROKEN: 3}
-Variant = tuple[str, str]  # mode, ESP suite
+Variant = tuple[type[Scenario], str, str]  # with mode and ESP suite
 
 
 class CannotMeasure(Exception):  # noqa: N818 - reads as what happened
@@ -43,12 +43,22 @@ class CannotMeasure(Exception):  # noqa: N818 - reads as what happened
 class Request:
     """What to measure, and where to keep it."""
 
-    scenario: type[Scenario]
     variants: Sequence[Variant]
     rounds: int
     seconds: int  # of each iperf3 measurement
     file: pathlib.Path
     dry_run: bool = False
+
+
+def variants(scenarios: Sequence[type[Scenario]], modes: Sequence[str], suites: Sequence[str]) -> list[Variant]:
+    """The reference scenario with every suite, the others with the first: from these the rest can be put together."""
+    return [
+        (scenario, mode, esp)
+        for scenario in scenarios
+        for mode in modes
+        if mode in scenario.modes
+        for esp in (suites if scenario.letter == baseline.REFERENCE else suites[:1])
+    ]
 
 
 def renew(request: Request, out: Console, progress: Console) -> int:
@@ -79,8 +89,8 @@ def _figures(request: Request, progress: Console) -> list[Figures]:
     samples: dict[Case, list[Sample]] = {}
     total = request.rounds * len(request.variants)
     todo = [variant for _ in range(request.rounds) for variant in request.variants]
-    for number, (mode, esp) in enumerate(todo, 1):
-        case, sample = measure_once(request.scenario, mode, esp, request.seconds)
+    for number, (scenario, mode, esp) in enumerate(todo, 1):
+        case, sample = measure_once(scenario, mode, esp, request.seconds)
         samples.setdefault(case, []).append(sample)
         progress.print(f"[{number:>{len(str(total))}}/{total}] {case}: {_rates(sample)}", markup=False)
     return [
@@ -97,10 +107,11 @@ def _figures(request: Request, progress: Console) -> list[Figures]:
 
 
 def measure_once(scenario: type[Scenario], mode: str, esp: str, seconds: int) -> tuple[Case, Sample]:
-    """The scenario with one client behind its NAT, up, measured and down again. Raises CannotMeasure."""
+    """The scenario with as few clients as it has, up, its first client measured, and down. Raises CannotMeasure."""
     protection = Protection(mode=mode, esp_suite=esp)
     with tempfile.TemporaryDirectory(prefix="baseline-", dir=runtime_directory()) as folder:
-        options = RunOptions(1, presets.MASQUERADE, protection, seconds, pathlib.Path(folder), baseline=None)
+        nat, clients = presets.PRESETS[scenario.nats[0]], scenario.client_counts[0]
+        options = RunOptions(clients, nat, protection, seconds, pathlib.Path(folder), baseline=None)
         run = Run(scenario, options, lambda step: None)
         try:
             encapsulation, result = _measured(run)
@@ -113,14 +124,15 @@ def measure_once(scenario: type[Scenario], mode: str, esp: str, seconds: int) ->
         for path in ("tunnel", "plain")
         for way in ("forward", "reverse")
     }
-    return Case(stack=run.stack.name, mode=mode, esp=esp, encapsulation=encapsulation), Sample(**rates)
+    case = Case(stack=run.stack.name, scenario=scenario.letter, mode=mode, esp=esp, encapsulation=encapsulation)
+    return case, Sample(**rates)
 
 
 def _measured(run: Run) -> tuple[str, CheckResult]:
     """The encapsulation, and the throughput of the first row; every check on the way has passed."""
     with run.lab:
         _passed(run.judge.nats())
-        (row,) = run.judge.rows()
+        row = run.judge.rows()[0]
         if run.options.protection.mode == "transport" and (problem := run.judge.plain_throughput(row)):
             _passed(problem)
         with run.daemons() as daemons:
@@ -145,7 +157,7 @@ def _rates(sample: Sample) -> str:
 def _table(figures: Sequence[Figures], before: Baseline, kind: str) -> Table:
     """One row a case: rates, and the ratio's quartiles, beside the medians of what was kept before."""
     table = Table(box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
-    for head in ("mode", "ESP suite", "tunnel", "plain", "forward", "reverse", "before"):
+    for head in ("", "mode", "ESP suite", "tunnel", "plain", "forward", "reverse", "before"):
         table.add_column(head, no_wrap=True)
     table.caption = (
         "tunnel, plain: median Mbit/s forward/reverse; forward, reverse: lower and upper\n"
@@ -155,16 +167,17 @@ def _table(figures: Sequence[Figures], before: Baseline, kind: str) -> Table:
     for one in figures:
         rates, old = one.rates, kept.get(one.case)
         table.add_row(
+            one.case.scenario,
             one.case.mode,
             one.case.esp,
             f"{rates.tunnel_forward:.0f}/{rates.tunnel_reverse:.0f}",
             f"{rates.plain_forward:.0f}/{rates.plain_reverse:.0f}",
             _quartiles(one.ratio.forward),
             _quartiles(one.ratio.reverse),
-            f"{100 * old.ratio.forward.median:.2f}/{100 * old.ratio.reverse.median:.2f}" if old else "-",
+            f"{100 * old.ratio.forward.median:.3g}/{100 * old.ratio.reverse.median:.3g}" if old else "-",
         )
     return table
 
 
 def _quartiles(spread: Spread) -> str:
-    return f"{100 * spread.low:.2f}-{100 * spread.high:.2f}"
+    return f"{100 * spread.low:.3g}-{100 * spread.high:.3g}"

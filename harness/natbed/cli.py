@@ -206,7 +206,7 @@ def _last_failed(failed: list[str] | None, known: set[str]) -> tuple[str, ...]:
 
 @app.command()
 def baseline(
-    rounds: Annotated[int, typer.Option(min=1, max=100, help="how often each is measured")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, max=100, help="how often each is measured")] = 3,
     seconds: Annotated[int, typer.Option(min=1, max=60, help="length of each iperf3 measurement")] = 1,
     mode: Annotated[str, typer.Option(help="only this mode")] = "",
     esp: Annotated[str, typer.Option("--esp", help="only this ESP suite, one of the matrix or another")] = "",
@@ -217,28 +217,29 @@ def baseline(
 ) -> None:
     """Measure what throughput is usual here, and keep it: what later runs on this kind of machine are compared with.
 
-    Scenario A with one client, in each mode with each ESP suite of the matrix, all of them once a round: about a minute
-    a round. Have nothing else run meanwhile. Other cases and other kinds of machines in the file stay as they are. A
-    run fails where its ratio tunnel : plain stays below a third of the usual one's lower quartile in three attempts; on
-    a kind of machine that the file does not have, and in a case that it does not have, any throughput passes.
+    Scenario A in each mode with each ESP suite of the matrix, the other scenarios in each mode with the first suite,
+    all of them once a round: two minutes a round. Have nothing else run meanwhile. Other cases and other kinds of
+    machines in the file stay as they are. A run fails where its ratio tunnel : plain stays below a third of the usual
+    one's lower quartile in three attempts; on a kind of machine that the file does not have, and in a case that it
+    says nothing about, any throughput passes.
 
     Exit code 0: measured, 1: the implementation failed, 2: the command makes no sense, 3: the lab was broken, 130:
     interrupted. Only with 0 is the file written.
     """
     from rich.console import Console
 
-    from .matrix import load_axes
+    from .matrix import load_axes, scenarios_in
     from .results.baseline import default_file
     from .results.store import StoreError
     from .settings import MODES
+    from .topology_files import topologies_directory
 
     modes = (_one_of("--mode", mode, MODES),) if mode else MODES
-    variants = [(one, suite) for one in modes for suite in ((esp,) if esp else load_axes().esp)]
-    scenario = _find("A")
+    scenarios, suites = scenarios_in(topologies_directory()), (esp,) if esp else load_axes().esp
     _isolate()
-    from .baseline_run import Request, renew
+    from .baseline_run import Request, renew, variants
 
-    request = Request(scenario, variants, rounds, seconds, file or default_file(), dry_run)
+    request = Request(variants(scenarios, modes, suites), rounds, seconds, file or default_file(), dry_run)
     try:
         code = renew(request, Console(soft_wrap=True, highlight=False), Console(stderr=True, soft_wrap=True))
     except StoreError as error:

@@ -165,7 +165,11 @@ class Run:
             return "not compared with a baseline"
         protection = self.options.protection
         case = baseline.Case(
-            stack=self.stack.name, mode=protection.mode, esp=protection.esp_suite, encapsulation=encapsulation
+            stack=self.stack.name,
+            scenario=self.scenario.letter,
+            mode=protection.mode,
+            esp=protection.esp_suite,
+            encapsulation=encapsulation,
         )
         return self._baseline.usual(machine_kind(), case)
 

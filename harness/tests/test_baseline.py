@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pathlib
-import platform
 import re
 from collections.abc import Callable
 from multiprocessing.synchronize import Event
@@ -20,18 +19,20 @@ from natbed.checks.throughput import UsualRatio
 from natbed.cli import app
 from natbed.load import load
 from natbed.machine_kind import machine_kind
+from natbed.matrix import Matrix, scenarios_in
 from natbed.results import baseline
 from natbed.results.baseline import Baseline, Case, Figures, Sample
 from natbed.results.store import StoreError
 from natbed.scenario import Scenario
+from natbed.topology_files import find, topologies_directory
 from natbed.turns import alone
 
 SUITES = ("aes128gcm16", "aes256gcm16", "aes128-sha256", "aes256-sha512", "3des-sha1")
 HERE, ELSEWHERE = machine_kind(), "another kind, 64 CPUs"
 
 
-def case(mode: str = "tunnel", esp: str = "aes128gcm16") -> Case:
-    return Case(stack="espthrunat", mode=mode, esp=esp, encapsulation="udp")
+def case(mode: str = "tunnel", esp: str = "aes128gcm16", scenario: str = "A") -> Case:
+    return Case(stack="espthrunat", scenario=scenario, mode=mode, esp=esp, encapsulation="udp")
 
 
 def sample(forward: float, reverse: float, plain: float = 1000) -> Sample:
@@ -78,8 +79,32 @@ def test_what_is_renewed_takes_the_place_of_its_own_case_alone(tmp_path: pathlib
     assert (median(HERE, case("transport")), median(ELSEWHERE, case())) == (0.01, 0.01)
     assert again.usual("a third kind", case()) == "no baseline for this kind of machine (a third kind)"
     assert again.usual(ELSEWHERE, case("transport")) == (
-        "no baseline for espthrunat, transport, aes128gcm16, ESP in UDP"
+        "no baseline for espthrunat, A, transport, aes128gcm16, ESP in UDP"
     )
+
+
+def test_a_scenario_adds_to_the_time_of_an_octet_whatever_the_suite() -> None:
+    kept = Baseline().renewed(
+        HERE,
+        [
+            figures(case(), sample(500, 500)),  # takes 2 of the plain path's time forward, 4 reverse
+            figures(case(esp="3des-sha1"), sample(100, 100)),  # 10, 20
+            figures(case(scenario="F"), sample(200, 400)),  # 5, 5: 3 and 1 more than A
+            figures(case(scenario="B"), sample(800, 800)),  # no more than A
+        ],
+    )
+
+    def medians(of: Case) -> tuple[float, float]:
+        found = kept.usual(HERE, of)
+        assert isinstance(found, UsualRatio), found
+        return found.forward.median, found.reverse.median
+
+    assert medians(case(scenario="F")) == (0.2, 0.2)
+    assert medians(case(scenario="F", esp="3des-sha1")) == (round(1 / 13, 5), round(1 / 21, 5))
+    assert medians(case(scenario="B")) == medians(case()), "never faster than A"
+    assert medians(case(scenario="B", esp="3des-sha1")) == (0.1, 0.05)
+    assert "no baseline for" in str(kept.usual(HERE, case(scenario="F", mode="transport", esp="3des-sha1")))
+    assert "no baseline for" in str(kept.usual(HERE, case(scenario="H")))
 
 
 def test_a_damaged_file_is_said_in_one_line_and_no_file_is_no_baseline(tmp_path: pathlib.Path) -> None:
@@ -91,12 +116,14 @@ def test_a_damaged_file_is_said_in_one_line_and_no_file_is_no_baseline(tmp_path:
         baseline.save(tmp_path / "bad.json" / "under", Baseline())
 
 
-def test_the_committed_file_has_every_mode_and_suite_of_the_matrix_and_names_no_machine() -> None:
+def test_the_committed_file_covers_every_cell_of_the_matrix_and_names_no_machine() -> None:
     kept = baseline.load(baseline.default_file())
     assert kept.machines
+    cells = Matrix(scenarios_in(topologies_directory())).cells
     for machine in kept.machines:
-        cases = set(kept.figures(machine.kind))
-        assert cases >= {case(mode, esp) for mode in ("tunnel", "transport") for esp in SUITES}
+        for cell in cells:
+            found = kept.usual(machine.kind, case(cell.mode, cell.esp, cell.scenario))
+            assert isinstance(found, UsualRatio), found
     assert os.uname().nodename not in [word for machine in kept.machines for word in machine.kind.split()]
 
 
@@ -180,18 +207,21 @@ class TestCommand:
 
         def measure(scenario: type[Scenario], mode: str, esp: str, seconds: int) -> tuple[Case, Sample]:
             asked.append((scenario.letter, mode, esp, seconds))
-            return case(mode, esp), sample(100, 100)
+            return case(mode, esp, scenario.letter), sample(100, 100)
 
         code, said = command(monkeypatch, measure, "--rounds", 2, "--file", file)
         assert code == 0, said
-        one_round = [("A", mode, esp, 1) for mode in ("tunnel", "transport") for esp in SUITES]
-        assert asked == one_round * 2
+        assert asked[:20] == asked[20:]
+        one_round = asked[:20]
+        assert one_round[:10] == [("A", mode, esp, 1) for mode in ("tunnel", "transport") for esp in SUITES]
+        others = [(letter, mode) for letter in "BCDE" for mode in ("tunnel", "transport")]
+        assert one_round[10:] == [(*one, SUITES[0], 1) for one in (*others, ("F", "tunnel"), ("F1", "tunnel"))]
         kept = baseline.load(file).figures(HERE)
-        assert set(kept) == {case(mode, esp) for _, mode, esp, _ in one_round}
+        assert set(kept) == {case(mode, esp, letter) for letter, mode, esp, _ in one_round}
         assert {one.ratio.forward.samples for one in kept.values()} == {2}
-        assert f"[ 1/20] {case()}: tunnel 100 / 100 Mbit/s, plain 1000 / 2000 Mbit/s" in said
+        assert f"[ 1/40] {case()}: tunnel 100 / 100 Mbit/s, plain 1000 / 2000 Mbit/s" in said
         assert said.splitlines()[-1] == f"written: {file}"
-        assert all(len(line) <= 80 for line in said.splitlines() if re.match(" (tunnel|transport) ", line))
+        assert all(len(line) <= 80 for line in said.splitlines() if re.match(" [A-F]1? +(tunnel|transport) ", line))
 
     def test_a_dry_run_shows_and_writes_nothing(self, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
         file = tmp_path / "b.json"
@@ -200,7 +230,7 @@ class TestCommand:
         arguments = ["--rounds", 1, "--mode", "tunnel", "--esp", "aes128gcm16", "--file", file, "--dry-run"]
         code, said = command(monkeypatch, lambda *_: (case(), sample(100, 100)), *arguments)
         assert code == 0, said
-        assert re.search(r"tunnel +aes128gcm16 .* 10.00-10.00 .* 40.00/20.00", said)
+        assert re.search(r"A +tunnel +aes128gcm16 .* 10-10 .* 40/20", said)
         assert said.splitlines()[-1] == "dry run: nothing was written"
         assert file.read_bytes() == before
 
@@ -251,13 +281,9 @@ class TestCommand:
         assert "b.json: not a baseline" in said
         assert (tmp_path / "b.json").read_text() == "{"
 
-    def test_a_real_one(self, tmp_path: pathlib.Path) -> None:
-        file = tmp_path / "b.json"
-        arguments = ["--rounds", "1", "--esp", "aes256gcm16", "--file", str(file)]
-        done = CliRunner().invoke(app, ["baseline", *arguments])
-        assert done.exit_code == 0, done.output
-        kept = baseline.load(file).figures(HERE)
-        assert set(kept) == {case("tunnel", "aes256gcm16"), case("transport", "aes256gcm16")}
-        for one in kept.values():
-            assert 0 < one.rates.tunnel_forward < one.rates.plain_forward
-            assert (one.seconds, one.kernel, one.python) == (1, platform.release(), platform.python_version())
+    def test_a_real_one(self) -> None:
+        scenario = find("E")  # which has no less than two clients, and translates their addresses
+        found, rates = natbed.baseline_run.measure_once(scenario, "tunnel", "aes256gcm16", 1)
+        assert found == case("tunnel", "aes256gcm16", "E")
+        assert 0 < rates.tunnel_forward < rates.plain_forward
+        assert 0 < rates.tunnel_reverse < rates.plain_reverse

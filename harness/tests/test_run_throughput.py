@@ -33,7 +33,7 @@ def test_another_kind_of_machine_passes_and_says_that_nothing_was_compared(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # of this very case, and out of reach; here, and on a kind of machine that is not this one
-    case = Case(stack="espthrunat", mode="tunnel", esp="aes128gcm16", encapsulation="udp")
+    case = Case(stack="espthrunat", scenario="A", mode="tunnel", esp="aes128gcm16", encapsulation="udp")
     sample = Sample(tunnel_forward=9e9, tunnel_reverse=9e9, plain_forward=1, plain_reverse=1)
     figures = Figures.of(case, [sample], seconds=1, measured="2001-01-01", kernel="", python="")
     monkeypatch.setattr(throughput, "measure_path", lambda *_, **__: PathRates(EQUAL, EQUAL))

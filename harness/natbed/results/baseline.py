@@ -15,19 +15,23 @@ from natbed.checks.throughput import Spread, UsualRatio
 from .store import StoreError, default_folder
 
 FILE = "baseline.json"
+REFERENCE = "A"
+"""The scenario that is measured with every suite."""
 
 
 class Case(msgspec.Struct, frozen=True, kw_only=True):
     """What a ratio depends on besides the machine."""
 
     stack: str
+    scenario: str  # letter
     mode: str
     esp: str  # suite
     encapsulation: str  # udp, or none
 
     def __str__(self) -> str:
         """For people, in one line."""
-        return f"{self.stack}, {self.mode}, {self.esp}, {'ESP in UDP' if self.encapsulation == 'udp' else 'plain ESP'}"
+        encapsulation = "ESP in UDP" if self.encapsulation == "udp" else "plain ESP"
+        return f"{self.stack}, {self.scenario}, {self.mode}, {self.esp}, {encapsulation}"
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,11 +100,24 @@ class Baseline(msgspec.Struct, frozen=True):
         return {one.case: one for machine in self.machines if machine.kind == kind for one in machine.figures}
 
     def usual(self, kind: str, case: Case) -> UsualRatio | str:
-        """The usual ratio; or why there is none, in words."""
-        known = self.figures(kind)
+        """The usual ratio; or why there is none, in words.
+
+        Of a scenario that was measured with another suite only, it is put together: what the scenario adds to the time
+        that an octet takes in the reference, it adds with each suite. None takes less than the reference.
+        """
+        known = {case: figures.ratio for case, figures in self.figures(kind).items()}
         if not known:
             return f"no baseline for this kind of machine ({kind})"
-        return known[case].ratio if case in known else f"no baseline for {case}"
+        same_suite = known.get(_reference(case))
+        same_scenario = [other for other in known if other == msgspec.structs.replace(case, esp=other.esp)]
+        for other in sorted(same_scenario, key=lambda one: one != case):
+            reference = known.get(_reference(other))
+            if same_suite and reference:
+                return UsualRatio(
+                    forward=_with_the_extra(same_suite.forward, known[other].forward, reference.forward),
+                    reverse=_with_the_extra(same_suite.reverse, known[other].reverse, reference.reverse),
+                )
+        return known.get(case, f"no baseline for {case}")
 
     def renewed(self, kind: str, figures: Iterable[Figures]) -> Baseline:
         """With these figures in place of their cases' old ones; other cases and other kinds of machines stay."""
@@ -108,6 +125,24 @@ class Baseline(msgspec.Struct, frozen=True):
         machine = Machine(kind=kind, figures=[cases[case] for case in sorted(cases, key=str)])
         others = [other for other in self.machines if other.kind != kind]
         return Baseline(sorted([*others, machine], key=lambda one: one.kind))
+
+
+def _reference(case: Case) -> Case:
+    return msgspec.structs.replace(case, scenario=REFERENCE)
+
+
+def _with_the_extra(suite: Spread, scenario: Spread, reference: Spread) -> Spread:
+    """The ratio with the suite's time an octet, and the time by which the scenario exceeds the reference."""
+
+    def ratio(of: float, there: float, here: float) -> float:
+        return round(1 / (1 / of + max(1 / there - 1 / here, 0)), 5)
+
+    return Spread(
+        low=ratio(suite.low, scenario.low, reference.low),
+        median=ratio(suite.median, scenario.median, reference.median),
+        high=ratio(suite.high, scenario.high, reference.high),
+        samples=min(suite.samples, scenario.samples, reference.samples),
+    )
 
 
 def spread(samples: Sequence[float]) -> Spread:
