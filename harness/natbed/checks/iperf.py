@@ -112,7 +112,8 @@ def run_iperf(path: IperfPath, options: Sequence[str], timeout: float) -> tuple[
 @contextmanager
 def _environment() -> Iterator[dict[str, str]]:
     """An iperf3's environment: with a folder of its own for the file that it may leave when it is killed."""
-    place = runtime_directory() if isolated() else None
+    # a probe of `natbed doctor` has another /run
+    place = runtime_directory() if isolated() and runtime_directory().is_dir() else None
     with tempfile.TemporaryDirectory(prefix="iperf3-", dir=place) as folder:
         yield {**os.environ, "TMPDIR": folder}
 
