@@ -349,6 +349,11 @@ class WiresharkProfile:
         return len(self._lines["esp_sa"])
 
     @property
+    def esp_spis(self) -> frozenset[int]:
+        """The SPIs of those SAs."""
+        return frozenset(int(line.split(",")[3].strip('"'), 0) for line in self._lines["esp_sa"])
+
+    @property
     def ike_cookies(self) -> frozenset[str]:
         """The initiator cookies (lower-case hexadecimal) of the IKE SAs that the keys open."""
         return frozenset(line.split(",")[0].strip('"').lower() for line in self._lines["ikev1_decryption_table"])
@@ -356,6 +361,7 @@ class WiresharkProfile:
     def dissect(self, capture: Path, *, timeout: float = 60.0) -> dict[int, Dissection]:
         """What tshark makes of each frame, by frame number. Raises `CaptureError`, also when it refuses a key line."""
         command = ["tshark", "-n", "-r", str(capture), "-X", f"lua_script:{self.DISSECTOR}", "-T", "fields"]
+        command += ["-o", "espthrunat.opaque:TRUE"]
         command += ["-E", "occurrence=f", *(word for field in _FIELDS for word in ("-e", field))]
         environment = {
             **os.environ,

@@ -16,6 +16,7 @@ from wire_world import (
     NAT,
     PROTECTED,
     SERVER,
+    SPI,
     Audit,
     auditor,
     esp,
@@ -32,6 +33,7 @@ from wire_world import (
 
 from natbed.capture import CaptureSummary, Frame, write_pcap
 from natbed.checks import PATTERN, CheckResult, Verdict
+from natbed.checks.flows import random_with_pattern
 from natbed.checks.outer import WireExpectation
 from natbed.checks.wire import audit_wire, merge_segments
 
@@ -73,7 +75,10 @@ DAMAGED_MARKER = b"\0\0\0\1\0\0\0\0"
         pytest.param(ethernet(ipv4(NAT, SERVER, 17, bytes(64), 8)), "IP fragment", id="fragment without its first"),
         pytest.param(out(MARKER + esp(9, inner("10.1.1.1"))), "inner packet 10.1.1.1", id="unprotected inner address"),
         pytest.param(out(MARKER + esp(9, inner(PROTECTED, CLIENT))), "no tunnel protects", id="inner wrong way round"),
-        pytest.param(out(MARKER + struct.pack("!II", 777, 1) + bytes(64)), "no logged key fits", id="unknown SPI"),
+        pytest.param(out(MARKER + struct.pack("!II", 777, 1) + bytes(64)), "whose key nobody logged", id="unknown SPI"),
+        pytest.param(
+            out(MARKER + struct.pack("!II", SPI, 9) + bytes(9)), "key does not open", id="ESP with nothing in it"
+        ),
         pytest.param(out(isakmp(1, payload(0, bytes(3)))), "malformed", id="malformed IKE"),
         pytest.param(
             out(isakmp(130, payload(0, PATTERN))), "the plaintext pattern in clear", id="pattern inside an IKE payload"
@@ -132,6 +137,18 @@ def test_a_mapped_port_that_tshark_knows_for_something_else(audit: Audit, port: 
     expected = WireExpectation(server=(SERVER, 500), peers=frozenset({(NAT, port)}), protected=EXPECTED.protected)
     frames = [out(MARKER + esp(n, inner()), port) for n in range(1, 4)]
     assert audit(frames, expected).reason.startswith("3 ESP packets, all authentic")
+
+
+def test_inner_packets_that_tshark_takes_for_something_else(audit: Audit) -> None:
+    """Flows have any port of 32768 to 60999, and random octets make no sense to the protocols that live there."""
+    data = random_with_pattern(300)
+    frames = []
+    for port in (37008, 44818, 47000, 54328):
+        packet = ipv4(CLIENT, PROTECTED, 17, udp(data, 40000, port))
+        frames += [out(MARKER + esp(port, packet)), ethernet(ipv4(NAT, SERVER, 50, esp(port, packet)))]
+    assert audit(frames[::2]).reason.startswith("4 ESP packets, all authentic")
+    bare = WireExpectation(EXPECTED.server, EXPECTED.peers, EXPECTED.protected, encapsulation="none")
+    assert audit(frames[1::2], bare).reason.startswith("4 ESP packets, all authentic")
 
 
 def test_evidence_that_proves_nothing_is_a_broken_lab(audit: Audit) -> None:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import functools
 import ipaddress
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -183,13 +183,14 @@ def _judge_inner(
     violations = []
     spis: dict[str, None] = {}
     cookies: dict[str, None] = {}
+    known = wireshark.esp_spis
     for frame, outer in zip(frames, outers, strict=True):
         seen = dissections.get(frame.number)  # None: the repetition of an IKE datagram, judged with the first one
         problem = ""
         if outer.kind is Kind.ESP:
             if not wireshark.esp_keys:
                 continue
-            problem = _esp_problem(seen, outer, expected)
+            problem = _esp_problem(seen, outer, expected, known)
             facts.esp_good += not problem
             if seen is not None:
                 facts.with_pattern += not problem and expected.pattern in seen.inner
@@ -210,16 +211,18 @@ def _judge_inner(
     return violations
 
 
-def _esp_problem(seen: Dissection | None, outer: Outer, expected: WireExpectation) -> str:
-    """Why an ESP packet is not what it should be, or nothing."""
+def _esp_problem(seen: Dissection | None, outer: Outer, expected: WireExpectation, known: Collection[int]) -> str:
+    """Why an ESP packet is not what it should be, or nothing. `known` are the SPIs whose keys were logged."""
     if seen is None or not seen.spi:
         return "ESP that tshark does not recognise"
     if bool(seen.marker) != (expected.encapsulation == "udp"):
         return "ESP whose marker tshark does not see"
     if seen.icv_bad:
         return f"ESP of SPI {seen.spi} with a wrong ICV"
+    if int(seen.spi, 0) not in known:
+        return f"ESP of SPI {seen.spi}, whose key nobody logged"
     if not seen.icv_good or not seen.inner:
-        return f"ESP of SPI {seen.spi}, for which no logged key fits"
+        return f"ESP of SPI {seen.spi}, which its logged key does not open"
     if expected.mode == "transport":
         return _transport_problem(seen, in_udp=expected.encapsulation == "udp")
     return _inner_problem(seen, outer.from_server, expected.protected)

@@ -20,6 +20,7 @@ local marker = ProtoField.bytes("espthrunat.marker", "ESP marker", base.NONE, "E
 local keepalive = ProtoField.none("espthrunat.keepalive", "NAT keepalive", "One octet 0xFF")
 espthrunat.fields = { marker, keepalive }
 espthrunat.prefs.ports = Pref.range("UDP ports", "500", "Ports on which IKE and ESP share a socket", 65535)
+espthrunat.prefs.opaque = Pref.bool("Leave what ESP holds undissected", false, "Show ESP whatever is in it")
 
 local MARKER_LENGTH = 8
 local ESP_HEADER_LENGTH = 8
@@ -62,9 +63,33 @@ end
 
 register(espthrunat.prefs.ports)
 
+-- Opaque: an inner packet is data. Wireshark dissects it before it shows ESP's ICV, so that one which its own dissector
+-- calls malformed, as random octets on some protocol's port may be, would leave the ICV out of the tree.
+local data = Dissector.get("data")
+local seen_esp = Field.new("esp.spi")
+local carried = Proto("espthrunat_carried", "ESP through NAT, what ESP holds")
+local by_protocol = { [1] = "icmp", [4] = "ip", [6] = "tcp", [17] = "udp" }
+local is_opaque = false
+
+function carried.dissector(buffer, pinfo, tree)
+    local dissector = seen_esp() and data or Dissector.get(by_protocol[pinfo.match])
+    return dissector:call(buffer, pinfo, tree)
+end
+
+local function make_opaque()
+    is_opaque = true
+    local protocols = DissectorTable.get("ip.proto")
+    for number in pairs(by_protocol) do
+        protocols:add(number, carried)
+    end
+end
+
 function espthrunat.prefs_changed()
     if registered ~= espthrunat.prefs.ports then
         register(espthrunat.prefs.ports)
+    end
+    if espthrunat.prefs.opaque and not is_opaque then
+        make_opaque()
     end
 end
 
