@@ -98,7 +98,7 @@ class DeleteSa(msgspec.Struct, frozen=True, tag="delete_sa"):
 
 
 class AddPolicy(msgspec.Struct, frozen=True, tag="add_policy"):
-    """Daemon to plane: traffic of this selector must be protected; without an SA it is dropped and acquired.
+    """Daemon to plane: traffic of this selector must be protected; without an SA it waits for one, and acquires it.
 
     Such traffic is routed into the TUN device, our own IKE and ESP excepted; `source` is the address the host prefers
     for it ("" for none). The first policy that a packet fits counts, but a `fallback` only when no other one does.

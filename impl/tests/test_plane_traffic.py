@@ -213,7 +213,7 @@ def test_the_newest_sa_is_used_and_deleting_it_falls_back(
         assert left.expect(Acquire) == Acquire("peer")
 
 
-def test_without_an_sa_traffic_is_dropped_and_acquired_once_a_second(
+def test_without_an_sa_traffic_is_dropped_in_the_end_and_acquired_once_a_second(
     sides: tuple[Namespace, Namespace], tmp_path: FilePath
 ) -> None:
     here, _ = sides

@@ -88,13 +88,13 @@ class Plane:
         Raises ProtocolError for a message that makes no sense, TunGoneError if the TUN device was deleted.
         """
         epoll, channel, udp, tun = self._epoll, self._channel, self._devices.udp, self._devices.tun
-        keepalives = self._keepalives
+        keepalives, held = self._keepalives, self._outbound.held
         control_fd, udp_fd, tun_fd = channel.socket.fileno(), udp.fileno(), tun.fileno()
         for fd in (control_fd, udp_fd, tun_fd):
             epoll.register(fd, select.EPOLLIN)
         awaits_room = False
         while True:
-            due = keepalives.due()
+            due = min((when for when in (keepalives.due(), held.due()) if when is not None), default=None)
             for fd, events in epoll.poll(None if due is None else max(0.0, due - self._clock())):
                 if fd == udp_fd:
                     self._inbound.datagrams(udp.receive(_BATCH), udp.local)
@@ -109,6 +109,7 @@ class Plane:
                         return
             if due is not None:
                 self._send_keepalives()
+                held.expire()
             if awaits_room != channel.has_waiting:
                 awaits_room = channel.has_waiting
                 epoll.modify(control_fd, select.EPOLLIN | (select.EPOLLOUT if awaits_room else 0))
@@ -162,6 +163,7 @@ class Plane:
         self._sadb.add(message)
         if message.direction is Direction.OUTBOUND:
             self._adapt_mtu()
+            self._outbound.release(message.policy)
 
     def _open_raw(self) -> None:
         if self._outbound.raw is not None:
@@ -193,6 +195,7 @@ class Plane:
         self._devices.steering.remove(name)
         self._sadb.policies.remove(name)
         self._outbound.forget_policy(name)
+        self._outbound.held.forget(name)
 
     def _adapt_mtu(self) -> None:
         """Let the kernel know the largest packet that all outbound SAs can carry (WIRE-6)."""

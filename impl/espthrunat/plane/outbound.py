@@ -16,6 +16,7 @@ from .channel import Channel
 from .counters import Count, Counters
 from .esp_socket import EspSocket
 from .flows import Flow
+from .held import HeldPackets
 from .keepalive import Keepalives
 from .reassembly import Reassembler
 from .sadb import Outbound, SaDatabase
@@ -38,6 +39,7 @@ class OutboundFlow:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.raw: EspSocket | None = None
+        self.held = HeldPackets(counters, clock)
         self._sadb = sadb
         self._udp = udp
         self._channel = channel
@@ -45,6 +47,7 @@ class OutboundFlow:
         self._keepalives = keepalives
         self._clock = clock
         self._quiet_until: dict[str, float] = {}  # by policy, for Acquire
+        self._last_chance = False  # what finds no SA now has waited before
         self._transport: dict[str, Selectors] = {}  # the policies of transport mode
         self._reassembler = Reassembler(self._lost_fragments, clock)
         address, port = udp.local
@@ -59,10 +62,19 @@ class OutboundFlow:
         self._quiet_until.pop(policy, None)
         self._transport.pop(policy, None)
 
+    def release(self, policy: str) -> None:
+        """An SA of the policy is there: send what has waited for it."""
+        sadb = self._sadb
+        waited = self.held.take(policy, lambda header: sadb.find_outbound(policy, header) is not None)
+        if waited:
+            self._last_chance = True
+            self.packets(waited)
+            self._last_chance = False
+
     def packets(self, packets: Sequence[bytes]) -> None:
-        """Seal and send inner packets. What no policy allows, or no SA protects, is dropped and counted."""
+        """Seal and send inner packets. What no policy allows is dropped and counted; what no SA protects waits."""
         batches: dict[Outbound, list[bytes]] = {}
-        payloads: dict[tuple[Outbound, int], list[bytes]] = {}
+        payloads: dict[tuple[Outbound, int], tuple[list[bytes], list[bytes]]] = {}
         for packet in packets:
             header = parse_ipv4(packet)
             if header is None:
@@ -78,26 +90,27 @@ class OutboundFlow:
             if self._transport:
                 outbound, flow = self._find_with_flow(header, packet)
             else:
-                outbound = self._find(header)
+                outbound = self._find(header, packet)
             if outbound is None:
                 continue
             if outbound.mode is _TUNNEL:
                 batches.setdefault(outbound, []).append(packet)
             else:
-                payload = transport.leaving(header, packet, flow, outbound.encapsulation)
-                payloads.setdefault((outbound, header.protocol), []).append(payload)
+                whole_ones, contents = payloads.setdefault((outbound, header.protocol), ([], []))
+                whole_ones.append(packet)
+                contents.append(transport.leaving(header, packet, flow, outbound.encapsulation))
         for outbound, batch in batches.items():
-            if outbound.mapping is not None:
-                batch = [outbound.mapping.leaving(packet) for packet in batch]
-            self._send(outbound, batch, IPV4)
-        for (outbound, protocol), batch in payloads.items():
-            self._send(outbound, batch, protocol)
+            mapping = outbound.mapping
+            contents = batch if mapping is None else [mapping.leaving(packet) for packet in batch]
+            self._send(outbound, batch, contents, IPV4)
+        for (outbound, protocol), (batch, contents) in payloads.items():
+            self._send(outbound, batch, contents, protocol)
 
     def _must_be_whole(self, header: IpHeader) -> bool:
         """Whether a fragment may be of transport mode. Its ports may be in another one."""
         return any(selectors.may_match_fragment(header) for selectors in self._transport.values())
 
-    def _find(self, header: IpHeader) -> Outbound | None:
+    def _find(self, header: IpHeader, packet: bytes) -> Outbound | None:
         """Which SA a packet goes by that is part of no flow."""
         if (header.protocol, header.source, header.source_port) == self._own_source:
             detail = "our own datagrams are routed into the TUN device: a policy's remote network includes the peer"
@@ -109,7 +122,7 @@ class OutboundFlow:
             return None
         outbound = self._sadb.find_outbound(policy, header)
         if outbound is None:
-            self._acquire(policy, header)
+            self._acquire(policy, header, packet)
         return outbound
 
     def _find_with_flow(self, header: IpHeader, packet: bytes) -> tuple[Outbound | None, Flow | None]:
@@ -119,43 +132,51 @@ class OutboundFlow:
         """
         flow = transport.flow_of(header, packet, self._sadb.flows)
         if flow is None:
-            return self._find(header), None
+            return self._find(header, packet), None
         if flow.port != flow.key.remote_port and header.protocol != ICMP:  # selectors have the peer's own port
             header = header._replace(destination_port=flow.port)
         # Never to another peer, even if this one has no SA any more.
         outbound = self._sadb.find_on_path(flow.path, header)
         if outbound is None and (policy := self._sadb.policies.lookup(header)) is not None:
-            self._acquire(policy, header)
+            self._acquire(policy, header, packet)
         return outbound, flow
 
     def _lost_fragments(self, reason: str, number: int) -> None:
         self._counters.drop(Count.DROP_TRANSPORT_FRAGMENT, reason, number)
 
-    def _acquire(self, policy: str, header: IpHeader) -> None:
-        self._counters.drop(Count.DROP_NO_SA, f"policy {policy}: {header}")
+    def _acquire(self, policy: str, header: IpHeader, packet: bytes) -> None:
+        if self._last_chance or self._sadb.policies.is_fallback(policy):  # no SA is ever a fallback's
+            self._counters.drop(Count.DROP_NO_SA, f"policy {policy}: {header}")
+        else:
+            self.held.hold(policy, header, packet)
         now = self._clock()
         if now >= self._quiet_until.get(policy, now):
             self._quiet_until[policy] = now + _ACQUIRE_INTERVAL
             self._channel.send(Acquire(policy))
 
-    def _send(self, outbound: Outbound, packets: list[bytes], next_header: int) -> None:
+    def _send(self, outbound: Outbound, packets: list[bytes], contents: list[bytes], next_header: int) -> None:
+        """Seal the `contents` of inner packets. Those that the SA cannot carry any more look for another one."""
         sa, limits = outbound.sa, outbound.limits
-        if limits.hard and sa.octets + sum(map(len, packets)) > limits.hard:
-            packets = self._end(outbound, packets)
+        rest: list[bytes] = []
+        if limits.hard and sa.octets + sum(map(len, contents)) > limits.hard:
+            fit = self._end(outbound, contents)
+            contents, rest = contents[:fit], packets[fit:]
         try:
-            sealed = sa.seal(packets, next_header)
-        except SequenceExhaustedError as error:
-            # An older SA of the policy may still be good; without one, the next packet makes an Acquire.
+            sealed = sa.seal(contents, next_header)
+        except SequenceExhaustedError:
+            # An older SA of the policy may still be good.
             self._sadb.remove(outbound)
             self._channel.send(Expire(sa.spi, Direction.OUTBOUND, "sequence", hard=True))
-            self._counters.drop(Count.DROP_NO_SA, str(error), len(packets))
+            self.packets(packets)
             return
         if outbound.encapsulation is Encapsulation.UDP:
             self._udp.send([ESP_MARKER + packet for packet in sealed], outbound.remote)
             self._keepalives.sent(outbound.remote)
         elif self.raw is not None:
             self.raw.send(sealed, outbound.remote)
-        if not outbound.told_soft:
+        if rest:
+            self.packets(rest)
+        elif not outbound.told_soft:
             if sa.needs_replacement:
                 self._tell_soft(outbound, "sequence")
             elif limits.soft and sa.octets >= limits.soft:
@@ -165,15 +186,13 @@ class OutboundFlow:
         outbound.told_soft = True
         self._channel.send(Expire(outbound.sa.spi, Direction.OUTBOUND, reason, hard=False))
 
-    def _end(self, outbound: Outbound, packets: list[bytes]) -> list[bytes]:
-        """Use an SA no more that has carried all that it may, but for those packets that still fit."""
+    def _end(self, outbound: Outbound, contents: list[bytes]) -> int:
+        """Use an SA no more that has carried all that it may, but for the first of `contents`: how many still fit."""
         room = outbound.limits.hard - outbound.sa.octets
         fit = 0
-        while len(packets[fit]) <= room:
-            room -= len(packets[fit])
+        while len(contents[fit]) <= room:
+            room -= len(contents[fit])
             fit += 1
         self._sadb.remove(outbound)
         self._channel.send(Expire(outbound.sa.spi, Direction.OUTBOUND, "octets", hard=True))
-        detail = f"SPI 0x{outbound.sa.spi:08x} has carried all the octets that it may"
-        self._counters.drop(Count.DROP_NO_SA, detail, len(packets) - fit)
-        return packets[:fit]
+        return fit
