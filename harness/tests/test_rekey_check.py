@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +13,8 @@ import pytest
 from two_nodes import CLIENT, SERVER, Nodes
 
 from natbed.checks import CheckResult, Verdict
-from natbed.checks.rekey import RekeyTarget, check_rekey, confirm_on_the_wire, judge_stream, steps
+from natbed.checks.rekey import RekeyTarget, check_rekey, confirm_on_the_wire, steps
+from natbed.checks.streams import Stream, enlarge, judge_stream
 from natbed.stacks.base import StackError, TunnelStatus
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -116,7 +119,7 @@ def test_a_rekey_that_is_refused_or_changes_nothing_fails(nodes: Nodes, monkeypa
 
 @needs_root
 def test_a_path_that_is_dead_fails_in_time(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("natbed.checks.rekey._ARRIVAL_SECONDS", 0.3)
+    monkeypatch.setattr("natbed.checks.streams._ARRIVAL_SECONDS", 0.3)
     nodes[1].run(["iptables", "-A", "INPUT", "-p", "udp", "-j", "DROP"])
     tunnel, initiator, _ = target(nodes)
     before = threading.active_count()
@@ -135,6 +138,69 @@ def test_what_cannot_be_tried_is_a_broken_lab(nodes: Nodes) -> None:
     result = check_rekey([nowhere], steps("both"), one_flow=False)
     assert (result.verdict, "10.9.9.9" in result.reason) == (Verdict.LAB_BROKEN, True)
     assert check_rekey([], steps("both"), one_flow=False).verdict is Verdict.LAB_BROKEN
+
+
+class Slow(Fake):
+    """Its new SA carries nothing when it is first asked about it."""
+
+    def __init__(self, pair: list[int], *, initiator: bool, patience: int) -> None:
+        super().__init__(pair, initiator=initiator)
+        self.seen: list[tuple[int, int]] = []
+        self._patience = patience
+
+    def received_packets(self) -> dict[str, int]:
+        spi = self.pair[0 if self.initiator else 1]
+        packets = int(sum(seen == spi for seen, _ in self.seen) >= self._patience)
+        self.seen.append((spi, packets))
+        return {f"0x{spi:08x}": packets, "0x00000777": 9}
+
+
+@needs_root
+def test_each_pair_is_used_both_ways_before_it_is_replaced(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the wire cannot show it, and the audit would ask in vain."""
+    pair = [0x1001, 0x1002]
+    ends: list[Any] = [Slow(pair, initiator=one, patience=3) for one in (True, False)]
+    tunnel = RekeyTarget("client1-server", *nodes, CLIENT[0], SERVER[0], *ends)
+    result = check_rekey([tunnel], steps("both"), one_flow=False)
+    assert result.passed, result.reason
+    for end in ends:
+        assert [packets for _, packets in end.seen] == [0, 0, 0, 1] * 4
+    monkeypatch.setattr("natbed.checks.rekey._ARRIVAL_SECONDS", 0.3)
+    ends[1] = Slow(pair, initiator=False, patience=10**9)
+    never = RekeyTarget("client1-server", *nodes, CLIENT[0], SERVER[0], *ends)
+    result = check_rekey([never], steps("initiator"), one_flow=False)
+    assert result.verdict is Verdict.FAILED
+    assert result.reason == "client1-server: Quick Mode by the initiator: nothing came by the new SA 0x100c"
+
+
+@needs_root
+def test_what_the_lab_did_not_read_is_not_the_implementations_loss(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Stream, "unread", 7)
+    result = check_rekey([target(nodes)[0]], steps("initiator"), one_flow=False)
+    assert (result.verdict, "too slow to read 7" in result.reason) == (Verdict.LAB_BROKEN, True)
+
+
+def test_what_finds_no_room_at_the_receiver_is_counted() -> None:
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver,
+    ):
+        receiver.bind(("127.0.0.1", 0))
+        stream = Stream(0, "x", sender, receiver, receiver.getsockname())
+        receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        for _ in range(50):
+            sender.sendto(bytes(500), receiver.getsockname())
+        receiver.setblocking(False)
+        read = 0
+        with contextlib.suppress(BlockingIOError):
+            while receiver.recv(1000):
+                read += 1
+        assert (read + stream.unread, 0 < read < 50) == (50, True)
+        before = receiver.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+        enlarge(receiver)
+        assert receiver.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) > before
 
 
 def arrivals(*numbers: int) -> Sequence[tuple[int, float]]:

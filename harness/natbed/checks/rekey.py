@@ -9,32 +9,27 @@ from __future__ import annotations
 import contextlib
 import itertools
 import socket
-import struct
-import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import msgspec
 
-from natbed.checks import PATTERN, CheckResult, Verdict
+from natbed.checks import CheckResult, Verdict
 from natbed.node_like import NodeLike
-from natbed.stacks.base import Daemon, StackError, TunnelStatus
+from natbed.stacks.base import CountsPackets, Daemon, StackError, TunnelStatus
 
 from .flows import End, FlowError, LabError
+from .streams import WINDOW, Stream, enlarge, judge_stream
 
-RATE = 500  # datagrams a second and stream
-WINDOW = 16  # places by which a datagram may come later than one sent after it
+T = TypeVar("T")
+
 _LEAD = 100  # datagrams of each stream that must have arrived before the first rekey, and come after the last
-_ARRIVAL_SECONDS = 5.0  # for those, and for an end's status to show its new SAs
+_ARRIVAL_SECONDS = 5.0  # for an end's status to show its new SAs, and for these to carry something
 _REKEY_SECONDS = 15.0
-_QUIET_SECONDS = 0.5  # after which what has not arrived is lost
 _POLL = 0.005  # seconds between looks at a status, which says nothing unasked
-_BUFFER = 4 << 20  # octets: what this process is slow to read is not the implementation's loss
-_SO_RCVBUFFORCE = 33
-_FOREIGN = 1 << 62  # the number of what no sender of the stream has sent
-_HEADER = struct.Struct("!IQ")  # stream, number
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,133 +67,6 @@ def steps(side: str) -> list[Step]:
     return [Step(one, phase1) for phase1 in (False, True) for one in sides]
 
 
-class Reception(msgspec.Struct, frozen=True, kw_only=True):
-    """How one stream fared; `late_by` is the largest number of places that a datagram came late, gaps milliseconds."""
-
-    stream: str
-    sent: int
-    received: int
-    lost: int
-    doubled: int
-    foreign: int
-    late_by: int
-    longest_gap: float
-    first_lost: list[int] = []
-
-    @property
-    def problem(self) -> str:
-        """What is wrong with it, or nothing."""
-        if self.lost:
-            return f"{self.lost} of {self.sent} datagrams were lost, the first number {self.first_lost[0]}"
-        if self.doubled or self.foreign:
-            return f"{self.doubled} of {self.sent} datagrams came twice, {self.foreign} were never sent"
-        if self.late_by > WINDOW:
-            return f"a datagram came {self.late_by} places late"
-        return ""
-
-
-def judge_stream(stream: str, sent: int, arrivals: Sequence[tuple[int, float]]) -> Reception:
-    """Compare what arrived (number, seconds), in its order, with the numbers 0 to `sent` - 1."""
-    seen: set[int] = set()
-    doubled = late_by = 0
-    newest = -1
-    for number, _ in arrivals:
-        doubled += number in seen
-        seen.add(number)
-        newest = max(newest, number)
-        late_by = max(late_by, newest - number)
-    lost = [number for number in range(sent) if number not in seen]
-    times = [when for _, when in arrivals]
-    gaps = [after - before for before, after in itertools.pairwise(times)]
-    return Reception(
-        stream=stream,
-        sent=sent,
-        received=len(arrivals),
-        lost=len(lost),
-        doubled=doubled,
-        foreign=len([number for number in seen if number >= sent]),
-        late_by=late_by,
-        longest_gap=round(max(gaps, default=0.0) * 1000, 2),
-        first_lost=lost[:10],
-    )
-
-
-class _Stream:
-    """A paced sender and a receiver, each a thread."""
-
-    def __init__(
-        self, number: int, name: str, sender: socket.socket, receiver: socket.socket, to: tuple[str, int] | None
-    ) -> None:
-        self.name = name
-        self.sent = 0
-        self.arrivals: list[tuple[int, float]] = []
-        self.source: tuple[str, int] | None = None  # where the first datagram came from
-        self.problem = ""
-        self._number = number
-        self._sender = sender
-        self._receiver = receiver
-        self._to = to
-        self._stop = threading.Event()
-        self._closing = threading.Event()
-        self._reading = threading.Thread(target=self._receive, name=f"{name} receiver")
-        self._sending = threading.Thread(target=self._send, name=f"{name} sender")
-
-    def listen(self) -> None:
-        self._receiver.settimeout(_QUIET_SECONDS)
-        self._reading.start()
-
-    def begin(self, to: tuple[str, int] | None = None) -> None:
-        self._to = to or self._to
-        self._sending.start()
-
-    def finish(self) -> None:
-        """Stop sending, and receive until nothing more comes."""
-        self._stop.set()
-        if self._sending.ident is not None:
-            self._sending.join()
-        self._closing.set()
-        if self._reading.ident is not None:
-            self._reading.join()
-
-    def await_arrivals(self, more: int) -> None:
-        """Wait until so many further datagrams have arrived. Raises `FlowError`."""
-        goal = len(self.arrivals) + more
-        until = time.monotonic() + _ARRIVAL_SECONDS
-        while len(self.arrivals) < goal:
-            if self.problem or time.monotonic() > until:
-                missing = goal - len(self.arrivals)
-                seen = self.problem or f"{missing} of {more} datagrams did not come within {_ARRIVAL_SECONDS:g} s"
-                raise FlowError(f"{self.name}: {seen}")
-            time.sleep(_POLL)
-
-    def _send(self) -> None:
-        begin = time.monotonic()
-        while not self._stop.wait(max(begin + self.sent / RATE - time.monotonic(), 0)):
-            try:
-                self._sender.sendto(PATTERN + _HEADER.pack(self._number, self.sent), self._to or ("", 0))
-            except OSError as error:
-                self.problem = f"datagram {self.sent} could not be sent: {error}"
-                return
-            self.sent += 1
-
-    def _receive(self) -> None:
-        while True:
-            try:
-                data, source = self._receiver.recvfrom(2048)
-            except TimeoutError:
-                if self._closing.is_set():
-                    return
-                continue
-            except OSError as error:
-                self.problem = f"could not be received: {error}"
-                return
-            now = time.monotonic()
-            self.source = self.source or source
-            own = len(data) == len(PATTERN) + _HEADER.size and data.startswith(PATTERN)
-            stream, number = _HEADER.unpack_from(data, len(PATTERN)) if own else (-1, 0)
-            self.arrivals.append((number if stream == self._number else _FOREIGN, now))
-
-
 @dataclass
 class _Rekeys:
     """What the rekeys of one tunnel did."""
@@ -223,7 +91,7 @@ def check_rekey(
     """
     if not targets or not planned:
         return CheckResult(name=name, verdict=Verdict.LAB_BROKEN, reason="there is nothing to rekey")
-    streams: list[_Stream] = []
+    streams: list[Stream] = []
     rekeys = [_Rekeys(target.name) for target in targets]
     problem = ""
     with contextlib.ExitStack() as stack:
@@ -236,39 +104,45 @@ def check_rekey(
         try:
             _begin(streams, one_flow=one_flow)
             with ThreadPoolExecutor(len(targets), thread_name_prefix=name) as pool:
-                list(pool.map(_rekey, targets, rekeys, itertools.repeat(planned)))
+                own = zip(streams[::2], streams[1::2], strict=True)
+                list(pool.map(_rekey, targets, rekeys, itertools.repeat(planned), own))
             for stream in streams:
                 stream.await_arrivals(_LEAD)
         except FlowError as error:
             problem = str(error)
         for stream in streams:
+            stream.stop()
+        for stream in streams:
             stream.finish()
+        unread = [(stream, stream.unread) for stream in streams]
+    broken = [f"{stream.name}: the lab was too slow to read {number}" for stream, number in unread if number]
+    if broken:
+        return CheckResult(name=name, verdict=Verdict.LAB_BROKEN, reason=broken[0])
     return _conclude(name, streams, rekeys, problem)
 
 
-def _open(stack: contextlib.ExitStack, targets: Sequence[RekeyTarget], *, one_flow: bool) -> list[_Stream]:
+def _open(stack: contextlib.ExitStack, targets: Sequence[RekeyTarget], *, one_flow: bool) -> list[Stream]:
     """Two streams for each target, to the server and back."""
-    streams: list[_Stream] = []
+    streams: list[Stream] = []
     for target in targets:
         client = End(target.client, target.client_address, target.client_seen)
         server = End(target.server, target.server_address, target.server_seen)
         near, far = (stack.enter_context(_socket(end)) for end in (client, server))
         back, forth = (far, near) if one_flow else (stack.enter_context(_socket(end)) for end in (server, client))
         there, home = f"{target.name} to the server", f"{target.name} to the client"
-        streams.append(_Stream(len(streams), there, near, far, (server.seen, far.getsockname()[1])))
+        streams.append(Stream(len(streams), there, near, far, (server.seen, far.getsockname()[1])))
         to_client = None if one_flow else (client.seen, forth.getsockname()[1])
-        streams.append(_Stream(len(streams), home, back, forth, to_client))
+        streams.append(Stream(len(streams), home, back, forth, to_client))
     return streams
 
 
 def _socket(end: End) -> socket.socket:
     made = end.open(socket.SOCK_DGRAM)
-    with contextlib.suppress(PermissionError):
-        made.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
+    enlarge(made)
     return made
 
 
-def _begin(streams: Sequence[_Stream], *, one_flow: bool) -> None:
+def _begin(streams: Sequence[Stream], *, one_flow: bool) -> None:
     for stream in streams:
         stream.listen()
     for there, back in zip(streams[::2], streams[1::2], strict=True):
@@ -280,13 +154,14 @@ def _begin(streams: Sequence[_Stream], *, one_flow: bool) -> None:
         stream.await_arrivals(_LEAD)
 
 
-def _rekey(target: RekeyTarget, rekeys: _Rekeys, planned: Sequence[Step]) -> None:
+def _rekey(target: RekeyTarget, rekeys: _Rekeys, planned: Sequence[Step], streams: Sequence[Stream]) -> None:
     for step in planned:
         daemon = target.initiator if step.side == "initiator" else target.responder
         try:
             before = _pairs(target)
             seconds = daemon.rekey(target.name, step.phase1, _REKEY_SECONDS)
             after = _await(lambda before=before: _replaced(target, before))  # type: ignore[misc]
+            _await_use(target, after, streams)
         except (StackError, FlowError) as error:
             rekeys.problem = f"{target.name}: {step}: {error}"
             return
@@ -311,7 +186,22 @@ def _replaced(target: RekeyTarget, before: Sequence[TunnelStatus]) -> tuple[list
     return [], f"the two ends do not share one new SA pair; new ones are {listed}"
 
 
-def _await(look: Callable[[], tuple[list[TunnelStatus], str]]) -> list[TunnelStatus]:
+def _await_use(target: RekeyTarget, pair: Sequence[TunnelStatus], streams: Sequence[Stream]) -> None:
+    """Wait until the new pair has carried something both ways: a stream may pause, and then nobody has seen it used."""
+    for stream in streams:
+        stream.await_arrivals(WINDOW)
+    for daemon, status in zip((target.initiator, target.responder), pair, strict=True):
+        if isinstance(daemon, CountsPackets):
+            _await(lambda daemon=daemon, spi=status.inbound_spi: _used(daemon, spi))  # type: ignore[misc]
+
+
+def _used(daemon: CountsPackets, spi: str) -> tuple[list[str], str]:
+    """The SPI, if something came by it, or why not."""
+    came = {int(one, 0): number for one, number in daemon.received_packets().items()}.get(int(spi, 0), 0)
+    return ([spi], "") if came else ([], f"nothing came by the new SA {spi}")
+
+
+def _await(look: Callable[[], tuple[list[T], str]]) -> list[T]:
     until = time.monotonic() + _ARRIVAL_SECONDS
     while True:
         found, missing = look()
@@ -322,7 +212,7 @@ def _await(look: Callable[[], tuple[list[TunnelStatus], str]]) -> list[TunnelSta
         time.sleep(_POLL)
 
 
-def _conclude(name: str, streams: Sequence[_Stream], rekeys: Sequence[_Rekeys], problem: str) -> CheckResult:
+def _conclude(name: str, streams: Sequence[Stream], rekeys: Sequence[_Rekeys], problem: str) -> CheckResult:
     receptions = [judge_stream(stream.name, stream.sent, stream.arrivals) for stream in streams]
     details = {
         "streams": msgspec.to_builtins(receptions),

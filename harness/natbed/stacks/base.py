@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -130,6 +131,14 @@ class Daemon(Protocol):
 
     def stop(self) -> None:
         """End it in order. Raises StackError when it had to be killed or ended badly."""
+
+
+@runtime_checkable
+class CountsPackets(Protocol):
+    """A daemon that can say which SAs were used."""
+
+    def received_packets(self) -> Mapping[str, int]:
+        """How many authentic packets came by each inbound SA that there is, by SPI (hexadecimal)."""
 
 
 class Stack(Protocol):

@@ -178,6 +178,10 @@ class EspThruNatDaemon:
         """What the data plane has counted."""
         return self._ask("stats", 5.0)
 
+    def received_packets(self) -> dict[str, int]:
+        """How many packets came by each inbound SA."""
+        return {sa["spi"]: sa["packets"] for sa in self.stats()["sas"] if sa["direction"] == "in"}
+
     def memory(self) -> int:
         """Octets of resident memory of both processes together; pages that both share count twice."""
         try:
