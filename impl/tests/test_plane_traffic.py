@@ -8,6 +8,7 @@ import socket
 import struct
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path as FilePath
 
 import pytest
@@ -18,6 +19,7 @@ from plane_world import (
     OUTER,
     THERE,
     Namespace,
+    PlaneProcess,
     keymat,
     plane,
     two_namespaces,
@@ -44,7 +46,6 @@ IN, OUT = Direction.INBOUND, Direction.OUTBOUND
 SUITE = SUITES["aes128gcm16"]
 UDP_OVERHEAD = 36
 IP_MTU_DISCOVER, IP_PMTUDISC_DO = 10, 2
-SO_SNDBUFFORCE = 32
 COOKIE = b"\x01\x02\x03\x04\x05\x06\x07\x08"
 
 
@@ -54,23 +55,62 @@ def sides() -> Iterator[tuple[Namespace, Namespace]]:
         yield both
 
 
-def test_a_plane_that_gets_no_cpu_for_a_moment_loses_nothing(
+@contextmanager
+def two_planes(
     sides: tuple[Namespace, Namespace], tmp_path: FilePath
-) -> None:
-    """On a busy machine: what comes meanwhile waits in the device's queue."""
+) -> Iterator[tuple[PlaneProcess, PlaneProcess, socket.socket]]:
+    """Two planes with a pair of SAs, and a program here that speaks to the other side."""
     here, there = sides
-    count = 1500
     with plane(here, tmp_path, HERE.configure) as left, plane(there, tmp_path, THERE.configure) as right:
         for running, side, spi_in, spi_out in ((left, HERE, 0x1001, 0x1002), (right, THERE, 0x1002, 0x1001)):
             running.send(side.sa(IN, spi_in), side.sa(OUT, spi_out), side.policy)
             running.stats()
         with here.udp(INNER[0], 7) as inside:
-            inside.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 8 << 20)
-            left.process.send_signal(signal.SIGSTOP)
-            for _ in range(count):
-                inside.sendto(bytes(100), (INNER[1], 7))
-            left.process.send_signal(signal.SIGCONT)
-            right.wait(lambda stats: stats.counters.get("tun_out", 0) >= count)
+            yield left, right, inside
+
+
+def test_a_plane_that_gets_no_cpu_for_a_moment_loses_nothing(
+    sides: tuple[Namespace, Namespace], tmp_path: FilePath
+) -> None:
+    """On a busy machine: what comes meanwhile waits in the device's queue."""
+    count = 1500
+    with two_planes(sides, tmp_path) as (left, _, inside):
+        left.process.send_signal(signal.SIGSTOP)
+        for _ in range(count):
+            inside.sendto(bytes(100), (INNER[1], 7))
+        left.process.send_signal(signal.SIGCONT)
+        assert "drop_tun_queue" not in left.wait_for("udp_out", count).counters
+
+
+def test_neither_does_a_plane_that_receives(sides: tuple[Namespace, Namespace], tmp_path: FilePath) -> None:
+    """A fifth of a second of four streams of 500 packets a second waits at the socket, whatever user we are."""
+    count = 400
+    with two_planes(sides, tmp_path) as (left, right, inside):
+        right.process.send_signal(signal.SIGSTOP)
+        for number in range(count):
+            inside.sendto(bytes(100), (INNER[1], 7))
+            left.wait_for("udp_out", number // 100 * 100)  # its own queue is not what is asked about
+        left.wait_for("udp_out", count)
+        right.process.send_signal(signal.SIGCONT)
+        assert "drop_socket_queue" not in right.wait_for("tun_out", count).counters
+
+
+def test_what_no_queue_had_room_for_is_counted(sides: tuple[Namespace, Namespace], tmp_path: FilePath) -> None:
+    with two_planes(sides, tmp_path) as (left, right, inside):
+        left.process.send_signal(signal.SIGSTOP)
+        for _ in range(2500):
+            inside.sendto(b"x", (INNER[1], 7))
+        left.process.send_signal(signal.SIGCONT)
+        left.wait_for("drop_tun_queue")
+        counters = left.wait(lambda stats: stats.counters["tun_in"] + stats.counters["drop_tun_queue"] >= 2500).counters
+        assert (counters["drop_tun_queue"], counters["udp_out"]) == (500, 2000)
+        assert "its queue was full" in left.log.read_text()
+        right.process.send_signal(signal.SIGSTOP)
+        with sides[0].udp(OUTER[0], 0) as flood:
+            for _ in range(400):  # each is counted as much more than it holds
+                flood.sendto(bytes(60_000), (OUTER[1], 500))
+        right.process.send_signal(signal.SIGCONT)
+        right.wait_for("drop_socket_queue")
 
 
 @pytest.mark.draft("WIRE-6")

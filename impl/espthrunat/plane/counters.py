@@ -50,6 +50,10 @@ class Count(enum.StrEnum):
     """Several clients behind one address use the same ports, and no other port is free to tell them apart."""
     DROP_TRANSPORT_FRAGMENT = "drop_transport_fragment"
     """Fragments that never became a whole datagram, which alone transport mode can protect (RFC 2406, 3.3.2)."""
+    DROP_TUN_QUEUE = "drop_tun_queue"
+    """Inner packets that the kernel had no room for while we were busy."""
+    DROP_SOCKET_QUEUE = "drop_socket_queue"
+    """The same for what came from the wire."""
     DROP_LOOP = "drop_loop"
     """Our own datagrams, routed back into the TUN device."""
 

@@ -35,6 +35,7 @@ from .esp_socket import EspSocket
 from .inbound import InboundFlow
 from .keepalive import Keepalives
 from .outbound import OutboundFlow
+from .queues import Queues
 from .sadb import Outbound, SaDatabase
 from .steering import MARK
 
@@ -74,6 +75,7 @@ class Plane:
         self._inbound = InboundFlow(self._sadb, devices.tun, channel, counters, self._keepalives)
         self._outbound = OutboundFlow(self._sadb, devices.udp, channel, counters, self._keepalives, clock)
         self._mtu = initial_mtu(configure.mtu)  # the TUN device's
+        self._queues = Queues(configure.tun, counters)
         self._epoll = select.epoll()
 
     def close(self) -> None:
@@ -146,6 +148,8 @@ class Plane:
             case Keepalive():
                 self._keepalives.set(message.path, message.interval)
             case GetStats():
+                raw = self._outbound.raw
+                self._queues.look(self._devices.udp.fileno(), *([raw.fileno()] if raw else []))
                 self._channel.send(Stats(message.query, dict(self._counters.values), self._sadb.stats()))
             case Configure():
                 raise ProtocolError("a second Configure")
