@@ -51,8 +51,11 @@ class Interface(mininet.link.Intf):
         self.ip, self.prefixLen = own, int(length)
 
     def carrier(self) -> bool:
-        """Whether the interface can send and be heard: up, and its peer too."""
-        return bool(self._attributes()["IFLA_CARRIER"])
+        """Whether the interface can send and be heard: up, and its peer too.
+
+        The carrier itself is there a moment before the kernel's worker lets packets out.
+        """
+        return bool(self._attributes()["IFLA_OPERSTATE"] == "UP")
 
     def _attributes(self) -> dict[str, Any]:
         (message,) = self.node.call(lambda: list(self.node.netlink.link("get", index=self.index)))

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import struct
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from two_nodes import await_up
 
 from natbed.capture import Capture, CaptureError, read_pcap
 from natbed.node import Node
@@ -30,16 +29,9 @@ def node() -> Iterator[Node]:
         "ip neighbour add 192.0.2.2 lladdr 02:00:00:00:00:02 dev wan",
     ):
         node.run(command.split())
-    await_carrier(node)
+    await_up(node, "wan")
     yield node
     node.terminate()
-
-
-def await_carrier(node: Node, seconds: float = 5.0) -> None:
-    """The kernel tells the interface of its carrier later; until then it drops what is sent."""
-    until = time.monotonic() + seconds
-    while (state := json.loads(node.run(["ip", "-j", "link", "show", "wan"]).stdout)[0])["operstate"] != "UP":
-        assert time.monotonic() < until, state
 
 
 def udp_socket(node: Node) -> socket.socket:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,6 +13,17 @@ from natbed.node import Node
 CLIENT, SERVER = ("10.1.0.1", "10.1.0.2"), ("10.1.0.11", "10.1.0.12")  # of the plain path, of the tunnel
 
 Nodes = tuple[Node, Node]
+
+
+def await_up(node: Node, interface: str) -> None:
+    """Wait until packets can leave by an interface, which is a moment after both ends of a veth were set up."""
+    until = time.monotonic() + 10
+    while True:
+        (shown,) = json.loads(node.run(["ip", "-json", "link", "show", "dev", interface]).stdout)
+        if shown["operstate"] == "UP":
+            return
+        assert time.monotonic() < until, f"last seen: {shown}"
+        time.sleep(0.002)
 
 
 @contextmanager
@@ -23,6 +36,8 @@ def two_nodes() -> Iterator[Nodes]:
             node.run(["ip", "address", "add", f"{address}/24", "dev", "wan"])
         node.run(["ip", "link", "set", "wan", "up"])
     try:
+        await_up(client, "wan")
+        await_up(server, "wan")
         yield client, server
     finally:
         client.terminate()

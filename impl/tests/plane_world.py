@@ -78,6 +78,13 @@ class Namespace:
         assert run.returncode == 0, f"{command}: {run.stdout}{run.stderr}"
         return run.stdout
 
+    def await_up(self, device: str) -> None:
+        """Wait until packets can leave by a device, which is a moment after both ends of a veth were set up."""
+        end = time.monotonic() + DEADLINE
+        while " state UP " not in (shown := self.run("ip", "link", "show", "dev", device)):
+            assert time.monotonic() < end, f"last seen: {shown}"
+            time.sleep(0.002)
+
     def udp(self, address: str, port: int) -> socket.socket:
         """A bound UDP socket of this namespace, with a timeout."""
         return self.bound(socket.SOCK_DGRAM, address, port)
@@ -139,6 +146,8 @@ def two_namespaces() -> Iterator[tuple[Namespace, Namespace]]:
             side.run("ip", "address", "add", f"{outer}/24", "dev", "wan")
             side.run("ip", "address", "add", f"{inner}/32", "dev", "lo")
             side.run("ip", "link", "set", "wan", "up")
+        for side in (here, there):
+            side.await_up("wan")
         yield here, there
 
 
@@ -166,6 +175,9 @@ def clients_behind_a_nat() -> Iterator[tuple[list[Namespace], Namespace]]:
                 nat.run("ip", "route", "add", address, "dev", name)
                 host.run("ip", "route", "add", "192.168.1.1", "dev", "wan")
                 host.run("ip", "route", "add", "default", "via", "192.168.1.1")
+        for host, _, name, _ in wires:
+            host.await_up("wan")
+            nat.await_up(name)
         nat.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
         nat.run("iptables", "-t", "nat", "-A", "POSTROUTING", "-o", "wan", "-j", "MASQUERADE")
         yield clients, server
