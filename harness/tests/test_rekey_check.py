@@ -154,6 +154,9 @@ class Slow(Fake):
         self.seen.append((spi, packets))
         return {f"0x{spi:08x}": packets, "0x00000777": 9}
 
+    def dropped_packets(self) -> dict[str, int]:
+        return {} if self.initiator else {"drop_tun_queue": 30}
+
 
 @needs_root
 def test_each_pair_is_used_both_ways_before_it_is_replaced(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,6 +166,7 @@ def test_each_pair_is_used_both_ways_before_it_is_replaced(nodes: Nodes, monkeyp
     tunnel = RekeyTarget("client1-server", *nodes, CLIENT[0], SERVER[0], *ends)
     result = check_rekey([tunnel], steps("both"), one_flow=False)
     assert result.passed, result.reason
+    assert result.details["dropped"] == {"responder of client1-server": {"drop_tun_queue": 30}}
     for end in ends:
         assert [packets for _, packets in end.seen] == [0, 0, 0, 1] * 4
     monkeypatch.setattr("natbed.checks.rekey._ARRIVAL_SECONDS", 0.3)

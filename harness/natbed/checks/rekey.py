@@ -118,7 +118,7 @@ def check_rekey(
     broken = [f"{stream.name}: the lab was too slow to read {number}" for stream, number in unread if number]
     if broken:
         return CheckResult(name=name, verdict=Verdict.LAB_BROKEN, reason=broken[0])
-    return _conclude(name, streams, rekeys, problem)
+    return _conclude(name, streams, rekeys, problem, _dropped(targets))
 
 
 def _open(stack: contextlib.ExitStack, targets: Sequence[RekeyTarget], *, one_flow: bool) -> list[Stream]:
@@ -212,12 +212,32 @@ def _await(look: Callable[[], tuple[list[T], str]]) -> list[T]:
         time.sleep(_POLL)
 
 
-def _conclude(name: str, streams: Sequence[Stream], rekeys: Sequence[_Rekeys], problem: str) -> CheckResult:
+def _dropped(targets: Sequence[RekeyTarget]) -> dict[str, dict[str, int]]:
+    """What each end's implementation says that it has dropped; an end of several tunnels is named by the first."""
+    dropped: dict[str, dict[str, int]] = {}
+    asked: list[Daemon] = []
+    for target in targets:
+        for side, daemon in (("initiator", target.initiator), ("responder", target.responder)):
+            if isinstance(daemon, CountsPackets) and daemon not in asked:
+                asked.append(daemon)
+                with contextlib.suppress(StackError):  # what it had to say of its rekeys counts more
+                    dropped[f"{side} of {target.name}"] = dict(daemon.dropped_packets())
+    return {end: counts for end, counts in dropped.items() if counts}
+
+
+def _conclude(
+    name: str,
+    streams: Sequence[Stream],
+    rekeys: Sequence[_Rekeys],
+    problem: str,
+    dropped: dict[str, dict[str, int]],
+) -> CheckResult:
     receptions = [judge_stream(stream.name, stream.sent, stream.arrivals) for stream in streams]
     details = {
         "streams": msgspec.to_builtins(receptions),
         "rekeys": {one.name: one.done for one in rekeys},
         "spis": [spi for one in rekeys for spi in one.spis],
+        "dropped": dropped,
     }
     problems = [one.problem for one in rekeys if one.problem]
     problems += [f"{one.stream}: {one.problem}" for one in receptions if one.problem]

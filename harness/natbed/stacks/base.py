@@ -135,10 +135,13 @@ class Daemon(Protocol):
 
 @runtime_checkable
 class CountsPackets(Protocol):
-    """A daemon that can say which SAs were used."""
+    """A daemon that can say which SAs were used, and what it lost."""
 
     def received_packets(self) -> Mapping[str, int]:
         """How many authentic packets came by each inbound SA that there is, by SPI (hexadecimal)."""
+
+    def dropped_packets(self) -> Mapping[str, int]:
+        """How many packets were dropped since its start, by the implementation's name for why."""
 
 
 class Stack(Protocol):

@@ -182,6 +182,10 @@ class EspThruNatDaemon:
         """How many packets came by each inbound SA."""
         return {sa["spi"]: sa["packets"] for sa in self.stats()["sas"] if sa["direction"] == "in"}
 
+    def dropped_packets(self) -> dict[str, int]:
+        """How many packets the data plane dropped, or the kernel because the plane was too slow."""
+        return {name: number for name, number in self.stats()["counters"].items() if name.startswith("drop")}
+
     def memory(self) -> int:
         """Octets of resident memory of both processes together; pages that both share count twice."""
         try:
