@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path as FilePath
 
+import msgspec
 import pytest
 from plane_world import (
     HERE,
@@ -170,3 +171,14 @@ def test_what_waits_in_vain_is_dropped_and_counted(sides: tuple[Namespace, Names
         left.send(DeletePolicy("peer"), HERE.policy, HERE.sa(OUT, 0x1002))
         counters = left.stats().counters
         assert (counters["drop_no_sa"], counters.get("udp_out", 0)) == (1, 0)
+
+
+@needs_devices
+def test_nothing_waits_for_a_fallback_which_has_no_sas(sides: tuple[Namespace, Namespace], tmp_path: FilePath) -> None:
+    """What goes to a pool whose address nobody has must not reach who gets it next."""
+    here, _ = sides
+    with plane(here, tmp_path, HERE.configure) as left, here.udp(INNER[0], 7) as program:
+        left.send(msgspec.structs.replace(HERE.policy, fallback=True))
+        left.stats()
+        program.sendto(b"nobody's", (INNER[1], 7))
+        assert left.wait_for("tun_in").counters["drop_no_sa"] == 1
