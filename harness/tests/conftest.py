@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
 from two_nodes import Nodes, two_nodes
 
 from natbed.isolation import IsolationError, isolate
+
+
+def pytest_sessionstart() -> None:
+    """A shell has its background jobs ignore Ctrl-C, and their children with them: none of a test's may."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
