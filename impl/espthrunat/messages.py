@@ -102,6 +102,8 @@ class AddPolicy(msgspec.Struct, frozen=True, tag="add_policy"):
 
     Such traffic is routed into the TUN device, our own IKE and ESP excepted; `source` is the address the host prefers
     for it ("" for none). The first policy that a packet fits counts, but a `fallback` only when no other one does.
+    Where the peer's address is known, traffic may wait until it has brought an SA up (`on_demand`); else only while an
+    inbound SA says that its outbound one is about to come: whoever had the address before gets nothing.
     """
 
     policy: str
@@ -110,6 +112,7 @@ class AddPolicy(msgspec.Struct, frozen=True, tag="add_policy"):
     mode: Mode = Mode.TUNNEL
     fallback: bool = False
     steer: bool = True  # without it, a fallback has brought the traffic here already
+    on_demand: bool = True
 
 
 class DeletePolicy(msgspec.Struct, frozen=True, tag="delete_policy"):

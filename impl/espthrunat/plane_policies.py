@@ -23,7 +23,13 @@ class PlanePolicies:
 
     def __init__(self, connections: Sequence[Connection], pool: str = "") -> None:
         self._fixed = [
-            AddPolicy(_name(connection), connection.selector, connection.source, connection.mode)
+            AddPolicy(
+                _name(connection),
+                connection.selector,
+                connection.source,
+                connection.mode,
+                on_demand=connection.remote is not None,
+            )
             for connection in connections
             if not connection.translate and (connection.mode == Mode.TUNNEL or connection.remote is not None)
         ]
@@ -53,11 +59,14 @@ class PlanePolicies:
         known = self._selectors.get(name)
         if known is None and child.mapped:
             self._selectors[name] = selector = msgspec.structs.replace(child.selector, remote=child.mapped)
-            return AddPolicy(name, selector, steer=False)
+            return AddPolicy(name, selector, steer=False, on_demand=False)
         if known is not None and (child.mode == Mode.TUNNEL or not _wider(child.selector, known)):
             return None
         self._selectors[name] = child.selector
-        return AddPolicy(name, child.selector, mode=child.mode)
+        return AddPolicy(name, child.selector, mode=child.mode, on_demand=self._is_fixed(name))
+
+    def _is_fixed(self, name: str) -> bool:
+        return any(policy.policy == name for policy in self._fixed)
 
     def after(self, child: ChildSa) -> DeletePolicy | None:
         """What must be said when this pair is gone, if anything."""
@@ -65,7 +74,7 @@ class PlanePolicies:
         if name is None:
             return None
         self._users[name].discard(child.inbound_spi)
-        if self._users[name] or any(policy.policy == name for policy in self._fixed):
+        if self._users[name] or self._is_fixed(name):
             return None
         del self._users[name], self._selectors[name]
         return DeletePolicy(name)

@@ -70,6 +70,8 @@ def test_a_tunnel_has_its_policy_from_the_start_to_the_end() -> None:
     assert policies.before(sa) is None
     assert policies.after(sa) is None
     assert policies.all_again() == start
+    (anybodys,) = PlanePolicies([replace(INITIATOR, remote=None)]).all_again()
+    assert not anybodys.on_demand, "nobody can be asked for an SA"
 
 
 def test_transport_mode_to_a_known_peer_is_protected_before_there_is_an_sa() -> None:
@@ -83,10 +85,12 @@ def test_transport_mode_with_anybody_has_one_policy_an_address_while_there_are_s
     policies = PlanePolicies([ANYBODY])
     assert policies.all_again() == []
     first, second, elsewhere = child(1), child(2, port=1024), child(3, remote=OTHER)
-    assert policies.before(first) == AddPolicy(f"server@{PEER}", first.selector, "", Mode.TRANSPORT)
+    assert policies.before(first) == AddPolicy(f"server@{PEER}", first.selector, "", Mode.TRANSPORT, on_demand=False)
     assert policies.before(first) is None, "the same pair again, for its other direction"
     assert policies.before(second) is None, "two clients behind one NAT address"
-    assert policies.before(elsewhere) == AddPolicy(f"server@{OTHER}", elsewhere.selector, "", Mode.TRANSPORT)
+    assert policies.before(elsewhere) == AddPolicy(
+        f"server@{OTHER}", elsewhere.selector, "", Mode.TRANSPORT, on_demand=False
+    )
     assert policies.after(first) is None
     assert policies.after(second) == DeletePolicy(f"server@{PEER}")
     assert policies.after(second) is None, "said once"

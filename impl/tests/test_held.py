@@ -182,3 +182,23 @@ def test_nothing_waits_for_a_fallback_which_has_no_sas(sides: tuple[Namespace, N
         left.stats()
         program.sendto(b"nobody's", (INNER[1], 7))
         assert left.wait_for("tun_in").counters["drop_no_sa"] == 1
+
+
+@needs_devices
+def test_what_is_for_a_peer_that_has_gone_does_not_wait_for_the_next(
+    sides: tuple[Namespace, Namespace], tmp_path: FilePath
+) -> None:
+    """Where it came from anywhere: another one may have its inner address next. But who asks is answered."""
+    here, _ = sides
+    with plane(here, tmp_path, HERE.configure) as left, here.udp(INNER[0], 7) as program:
+        left.send(msgspec.structs.replace(HERE.policy, on_demand=False))
+        left.stats()
+        program.sendto(b"to who has gone", (INNER[1], 7))
+        assert left.wait_for("tun_in").counters["drop_no_sa"] == 1
+        left.send(HERE.sa(IN, 0x1001))
+        left.stats()
+        program.sendto(b"to who is here", (INNER[1], 7))
+        left.wait_for("tun_in", 2)
+        left.send(HERE.sa(OUT, 0x1002))
+        counters = left.stats().counters
+        assert (counters["drop_no_sa"], counters["udp_out"]) == (1, 1)

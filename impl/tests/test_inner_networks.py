@@ -328,7 +328,9 @@ def test_the_plane_has_a_policy_for_the_pool_and_one_for_each_network_in_use() -
     assert policies.all_again() == [whole], "one is enough for connections that are alike"
     first, second = fleet.server.endpoint.children()
     for child, network in ((first, "10.200.0.1/32"), (second, "10.200.0.2/32")):
-        assert policies.before(child) == AddPolicy(child.policy, Selector(OFFICE, network), steer=False)
+        assert policies.before(child) == AddPolicy(
+            child.policy, Selector(OFFICE, network), steer=False, on_demand=False
+        )
     successor = replace(first, inbound_spi=first.inbound_spi + 1)
     assert policies.before(successor) is None
     assert policies.after(first) is None, "its successor needs it"

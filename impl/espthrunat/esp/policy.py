@@ -120,10 +120,6 @@ class PolicyTable:
         self._fallbacks.pop(name, None)
         self._cache.clear()
 
-    def is_fallback(self, name: str) -> bool:
-        """Whether it is a fallback."""
-        return name in self._fallbacks
-
     def lookup(self, header: IpHeader) -> str | None:
         """The name of the policy that protects the packet; None if none does."""
         try:

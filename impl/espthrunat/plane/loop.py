@@ -188,6 +188,8 @@ class Plane:
         selectors = Selectors.of(message.selector)
         self._outbound.forget_policy(message.policy)
         self._sadb.policies.add(message.policy, selectors, fallback=message.fallback)
+        if message.on_demand and not message.fallback:
+            self._outbound.add_on_demand_policy(message.policy)
         if message.mode is Mode.TRANSPORT:
             self._outbound.add_transport_policy(message.policy, selectors)
         if message.steer:

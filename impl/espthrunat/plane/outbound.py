@@ -47,6 +47,7 @@ class OutboundFlow:
         self._keepalives = keepalives
         self._clock = clock
         self._quiet_until: dict[str, float] = {}  # by policy, for Acquire
+        self._on_demand: set[str] = set()  # the policies that traffic may bring an SA for
         self._last_chance = False  # what finds no SA now has waited before
         self._transport: dict[str, Selectors] = {}  # the policies of transport mode
         self._reassembler = Reassembler(self._lost_fragments, clock)
@@ -57,10 +58,15 @@ class OutboundFlow:
         """A policy of transport mode: fragments are put together, and packets go where their flows came from."""
         self._transport[policy] = selectors
 
+    def add_on_demand_policy(self, policy: str) -> None:
+        """A policy of a peer that can be reached: traffic waits until it has an SA."""
+        self._on_demand.add(policy)
+
     def forget_policy(self, policy: str) -> None:
         """A policy is gone: keep no more of it."""
         self._quiet_until.pop(policy, None)
         self._transport.pop(policy, None)
+        self._on_demand.discard(policy)
 
     def release(self, policy: str) -> None:
         """An SA of the policy is there: send what has waited for it."""
@@ -145,10 +151,10 @@ class OutboundFlow:
         self._counters.drop(Count.DROP_TRANSPORT_FRAGMENT, reason, number)
 
     def _acquire(self, policy: str, header: IpHeader, packet: bytes) -> None:
-        if self._last_chance or self._sadb.policies.is_fallback(policy):  # no SA is ever a fallback's
-            self._counters.drop(Count.DROP_NO_SA, f"policy {policy}: {header}")
-        else:
+        if not self._last_chance and (policy in self._on_demand or self._sadb.expects(policy, header)):
             self.held.hold(policy, header, packet)
+        else:
+            self._counters.drop(Count.DROP_NO_SA, f"policy {policy}: {header}")
         now = self._clock()
         if now >= self._quiet_until.get(policy, now):
             self._quiet_until[policy] = now + _ACQUIRE_INTERVAL

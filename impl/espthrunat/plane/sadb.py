@@ -196,6 +196,13 @@ class SaDatabase:
         """The newest SA of `policy` that may carry the packet."""
         return _newest(self._outbound.get(policy, ()), header)
 
+    def expects(self, policy: str, header: IpHeader) -> bool:
+        """Whether an inbound SA of `policy` is there whose traffic the packet would answer."""
+        return any(
+            inbound.policy == policy and (inbound.mapping is not None or inbound.selectors.matches_outbound(header))
+            for inbound in self._inbound.values()
+        )
+
     def find_on_path(self, path: Path, header: IpHeader) -> Outbound | None:
         """The newest SA of transport mode on `path`, of whatever policy, that may carry the packet."""
         return _newest(self._on_path.get(path, ()), header)
