@@ -6,6 +6,7 @@ import contextlib
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from two_nodes import CLIENT, SERVER, Nodes
 
 from natbed.checks import CheckResult, Verdict
 from natbed.checks.rekey import RekeyTarget, check_rekey, confirm_on_the_wire, steps
-from natbed.checks.streams import Stream, enlarge, judge_stream
+from natbed.checks.streams import RATE, Stream, enlarge, judge_stream
 from natbed.stacks.base import StackError, TunnelStatus
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -205,6 +206,33 @@ def test_what_finds_no_room_at_the_receiver_is_counted() -> None:
         before = receiver.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
         enlarge(receiver)
         assert receiver.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) > before
+
+
+class Starved:
+    """A socket whose first datagram takes half a second, as on a machine that is busy with others."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def sendto(self, data: bytes, to: tuple[str, int]) -> None:
+        if not self.times:
+            time.sleep(0.5)
+        self.times.append(time.monotonic())
+
+
+def test_a_sender_that_was_held_up_does_not_flood() -> None:
+    starved = Starved()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(("127.0.0.1", 0))
+        stream = Stream(0, "x", starved, receiver, receiver.getsockname())  # type: ignore[arg-type]
+        stream.begin()
+        until = time.monotonic() + 10
+        while stream.sent < 100:
+            assert time.monotonic() < until, f"{stream.sent} of 100 were sent"
+            time.sleep(0.005)
+        stream.finish()
+    seconds = starved.times[99] - starved.times[0]
+    assert seconds > (100 - 15) / RATE, f"100 datagrams in {seconds:.3f} s"
 
 
 def arrivals(*numbers: int) -> Sequence[tuple[int, float]]:
