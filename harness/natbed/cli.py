@@ -52,6 +52,9 @@ def run(
     exchange: Exchange = "main",
     auth: Authentication = "psk",
     rekey: Annotated[str, typer.Option(help="who rekeys under traffic: initiator, responder, both or none")] = "both",
+    idle: Annotated[
+        bool, typer.Option(help="leave the tunnels idle, and let responders rekey then; not with none")
+    ] = True,
     seconds: Annotated[int, typer.Option(min=0, max=600, help="length of each iperf3 measurement; 0: none")] = 2,
     results: Results = None,
 ) -> None:
@@ -61,7 +64,7 @@ def run(
     """
     found = _find(scenario)
     protection = _protection(ike, esp, pfs, encapsulation, mode, exchange, auth)
-    options = _options(clients, nat, protection, seconds, results, rekey)
+    options = _options(clients, nat, protection, seconds, results, rekey, idle=idle)
     _isolate()
     from .results.store import StoreError
     from .screen import Screen
@@ -94,7 +97,7 @@ def shell(
     """Bring a scenario's network and tunnels up and open Mininet's command line on it."""
     found = _find(scenario)
     protection = _protection(ike, esp, pfs, encapsulation, mode, exchange, auth)
-    options = _options(clients, nat, protection, 0, results, "none")
+    options = _options(clients, nat, protection, 0, results, "none", idle=False)
     _isolate()
     from .results.store import StoreError
     from .screen import Screen
@@ -313,7 +316,14 @@ def _find(name: str) -> type[Scenario]:
 
 
 def _options(
-    clients: int, nat: str, protection: Protection, seconds: int, results: pathlib.Path | None, rekey: str
+    clients: int,
+    nat: str,
+    protection: Protection,
+    seconds: int,
+    results: pathlib.Path | None,
+    rekey: str,
+    *,
+    idle: bool,
 ) -> RunOptions:
     from .nat.presets import PRESETS
     from .results.store import default_folder
@@ -322,7 +332,7 @@ def _options(
 
     profile = PRESETS[_one_of("--nat", nat, PRESETS)]
     _one_of("--rekey", rekey, REKEYS)
-    return RunOptions(clients, profile, protection, seconds, results or default_folder(), rekey)
+    return RunOptions(clients, profile, protection, seconds, results or default_folder(), rekey, idle=idle)
 
 
 def _protection(

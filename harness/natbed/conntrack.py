@@ -19,6 +19,7 @@ from natbed.process import CommandFailed
 _NETLINK_NETFILTER = 12
 _PROTOCOL_UDP = 17
 _PAIR = re.compile(r"\b(src|dst|sport|dport|id)=(\S+)")
+_COUNTERS = re.compile(r"\b(packets|bytes)=(\d+)")
 
 
 class ConntrackError(RuntimeError):
@@ -30,7 +31,8 @@ class Mapping(msgspec.Struct, frozen=True, kw_only=True):
 
     Both are the same where nothing is translated. For a flow that came in through a port forward the inside is the host
     that it was forwarded to. `seconds` is the time until the mapping ends if nothing passes; `replied` and `assured`
-    are conntrack's states.
+    are conntrack's states. `packets` and `octets`, with IP headers, are what has passed both ways together, 0 where
+    `nf_conntrack_acct` was not 1 when the flow began.
     """
 
     inside: tuple[str, int]
@@ -40,6 +42,8 @@ class Mapping(msgspec.Struct, frozen=True, kw_only=True):
     assured: bool
     seconds: int
     identifier: int
+    packets: int = 0
+    octets: int = 0
 
 
 def udp_mappings(node: NodeLike) -> list[Mapping]:
@@ -71,6 +75,8 @@ def parse_udp_entry(line: str) -> Mapping:
         assured="[ASSURED]" in line,
         seconds=int(words[4]),
         identifier=int(values[8]),
+        packets=sum(int(number) for what, number in _COUNTERS.findall(line) if what == "packets"),
+        octets=sum(int(number) for what, number in _COUNTERS.findall(line) if what == "bytes"),
     )
 
 

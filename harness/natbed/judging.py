@@ -12,19 +12,22 @@ from .capture import Capture
 from .checks import CheckResult, Verdict
 from .checks.connectivity import Pair, check_connectivity
 from .checks.discovery import TunnelView, check_discovery
+from .checks.idle import IdleTunnel, check_forgotten, check_kept
 from .checks.iperf import IperfError, IperfPath, PathRates, measure_path
 from .checks.l2tp import check_l2tp
-from .checks.rekey import RekeyTarget, check_rekey, steps
+from .checks.rekey import check_rekey, steps
+from .checks.sa_pairs import RekeyTarget
 from .checks.throughput import UsualRatio, measure
 from .checks.transport import HostPair, check_transport
 from .checks.wire import audit_wire, merge_segments
 from .conntrack import Mapping, udp_mappings
 from .expectation import wire_expectation
+from .idling import NatsOfALab, forgets
 from .isolation import runtime_directory
 from .lab import Lab
 from .nat.profile import Kind
 from .nat.selfcheck import check_probes
-from .paths import initiator_seen, responder_seen, translated
+from .paths import initiator_seen, responder_seen, translated, translating
 from .plans import Conversation, Tunnel
 from .probes import probes
 from .results.summary import row_names
@@ -60,8 +63,7 @@ class Judge:
     def discovery(self, daemons: Daemons) -> CheckResult:
         """What both ends of each tunnel found out about the NATs between them."""
         statuses = {name: {s.name: s for s in daemon.status()} for name, daemon in daemons.items()}
-        translating = [nat for nat in self._lab.nats if nat.profile.kind is not Kind.NONE]
-        self._mappings = {nat.name: udp_mappings(nat) for nat in translating}
+        self._mappings = {nat.name: udp_mappings(nat) for nat in self._lab.nats if nat.profile.kind is not Kind.NONE}
         self.views = {tunnel.name: self._view(tunnel, statuses) for tunnel in self._scenario.tunnels()}
         return check_discovery(list(self.views.values()))
 
@@ -78,13 +80,15 @@ class Judge:
 
     def conversations(self) -> list[Conversation]:
         """Who talks to whom, by the addresses that discovery has found."""
-        return [self._as_mapped(one) for one in self._scenario.conversations(self._protection.mode)]
+        return self._conversations({name: view.responder for name, view in self.views.items() if view.responder})
 
-    def _as_mapped(self, one: Conversation) -> Conversation:
-        """With the address by which the responder says that it knows the client, where it gave it one."""
-        view = self.views.get(one.tunnel)
-        mapped = view.responder.mapped_network if view and view.responder else ""
-        return dataclasses.replace(one, client_seen=mapped.partition("/")[0]) if mapped else one
+    def _conversations(self, responders: MappingOf[str, TunnelStatus]) -> list[Conversation]:
+        """With the addresses by which the responders say that they know their clients, where they gave them any."""
+        known_as = {name: status.mapped_network.partition("/")[0] for name, status in responders.items()}
+        return [
+            dataclasses.replace(one, client_seen=known_as.get(one.tunnel) or one.client_seen)
+            for one in self._scenario.conversations(self._protection.mode)
+        ]
 
     @property
     def _transport(self) -> bool:
@@ -112,10 +116,29 @@ class Judge:
 
     def rekey(self, daemons: Daemons, side: str) -> CheckResult:
         """All tunnels at once, by `side`: initiator, responder or both."""
-        return check_rekey(self._rekey_targets(daemons), steps(side), one_flow=self._transport)
+        return check_rekey(self._rekey_targets(daemons, self.conversations()), steps(side), one_flow=self._transport)
 
-    def _rekey_targets(self, daemons: Daemons) -> list[RekeyTarget]:
-        talk = {one.tunnel: one for one in reversed(self.conversations())}  # the first of each tunnel
+    def idle(self, daemons: Daemons) -> CheckResult:
+        """All tunnels at once, while initiators send keepalives often enough."""
+        tunnels = self._idle_tunnels(self._rekey_targets(daemons, self.conversations()))
+        return check_kept(tunnels, NatsOfALab(self._lab), one_flow=self._transport)
+
+    def idle_without_keepalives(self, daemons: Daemons) -> CheckResult:
+        """All tunnels at once, made anew by initiators that send none."""
+        statuses = {name: {s.name: s for s in daemon.status()} for name, daemon in daemons.items()}
+        found = {tunnel.name: statuses[tunnel.responder].get(tunnel.name) for tunnel in self._scenario.tunnels()}
+        responders = {name: status for name, status in found.items() if status}
+        tunnels = self._idle_tunnels(self._rekey_targets(daemons, self._conversations(responders)))
+        return check_forgotten(tunnels, NatsOfALab(self._lab), one_flow=self._transport)
+
+    def _idle_tunnels(self, targets: list[RekeyTarget]) -> list[IdleTunnel]:
+        return [
+            IdleTunnel(target, translating(self._scenario, tunnel), forgets(self._scenario, tunnel))
+            for target, tunnel in zip(targets, self._scenario.tunnels(), strict=True)
+        ]
+
+    def _rekey_targets(self, daemons: Daemons, conversations: list[Conversation]) -> list[RekeyTarget]:
+        talk = {one.tunnel: one for one in reversed(conversations)}  # the first of each tunnel
         return [
             RekeyTarget(
                 name=tunnel.name,

@@ -50,6 +50,37 @@ def responder_seen(scenario: Scenario, tunnel: Tunnel, outside_of: str = "") -> 
     return seen, IKE_PORT
 
 
+def on_the_way(scenario: Scenario, tunnel: Tunnel, mappings: Mappings) -> dict[str, Mapping]:
+    """The tunnel's mapping in each NAT on its way that has one.
+
+    A NAT knows the tunnel by what it is inside and what is dialed there, or, before the responder, who dials. Where a
+    NAT has no mapping, those beyond it are asked for any that its outside could have.
+    """
+    host, peer = scenario.hosts_planned[tunnel.initiator], scenario.hosts_planned[tunnel.responder]
+    found: dict[str, Mapping] = {}
+    inside, seen = host.address, {IKE_PORT}
+    for nat in scenario.nats_before(tunnel.initiator):
+        ours = [
+            one
+            for one in mappings.get(nat.name, ())
+            if one.inside[0] == inside and one.remote == (peer.public, IKE_PORT) and (not seen or one.inside[1] in seen)
+        ]
+        if ours:
+            found[nat.name] = ours[0]
+        inside, seen = outside(nat, inside), {one.public[1] for one in ours}
+    inside = peer.address
+    for nat in scenario.nats_before(tunnel.responder):
+        for one in mappings.get(nat.name, ()):
+            if (
+                one.inside == (inside, IKE_PORT)
+                and one.remote[0] == host.public
+                and (not seen or one.remote[1] in seen)
+            ):
+                found.setdefault(nat.name, one)
+        inside = outside(nat, inside)
+    return found
+
+
 def outside(nat: NatPlan, address: str) -> str:
     """What an inside address is outside of a NAT."""
     if nat.profile.kind is Kind.ONE_TO_ONE:
@@ -59,4 +90,9 @@ def outside(nat: NatPlan, address: str) -> str:
 
 def translated(scenario: Scenario, tunnel: Tunnel) -> bool:
     """Whether a NAT is on the tunnel's way."""
-    return bool(scenario.nats_before(tunnel.initiator) or scenario.nats_before(tunnel.responder))
+    return bool(translating(scenario, tunnel))
+
+
+def translating(scenario: Scenario, tunnel: Tunnel) -> tuple[str, ...]:
+    """The NATs that translate on the tunnel's way."""
+    return tuple(nat.name for end in (tunnel.initiator, tunnel.responder) for nat in scenario.nats_before(end))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import importlib.metadata
 import inspect
@@ -18,6 +19,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from . import pki
 from .capture import Capture, CaptureError
 from .checks import CheckResult, Verdict, l2tp
+from .checks.idle import KEEPALIVE, KEPT_NAME
 from .checks.leaks import Snapshot, check_leaks
 from .checks.rekey import confirm_on_the_wire
 from .checks.throughput import UsualRatio
@@ -72,6 +74,24 @@ class RunOptions:
     rekey: str = "none"  # who replaces SAs under traffic: initiator, responder, both
     timing: Timing = field(default_factory=Timing)
     baseline: pathlib.Path | None = field(default_factory=baseline.default_file)  # None: no figures to compare with
+    idle: bool = True  # where SAs are rekeyed, also after nothing has passed for longer than NATs remember
+
+    @property
+    def idles(self) -> bool:
+        """Whether tunnels are left idle."""
+        return self.idle and self.rekey != "none"
+
+    @property
+    def usual_timing(self) -> Timing:
+        """From the start: keepalives so often that the idle check need not wait long, and nothing else of its own."""
+        given = self.timing
+        if not self.idles:
+            return given
+        return dataclasses.replace(
+            given,
+            keepalive=KEEPALIVE if given.keepalive is None else given.keepalive,
+            dpd=0 if given.dpd is None else given.dpd,
+        )
 
 
 Progress = Callable[[str], None]
@@ -138,6 +158,10 @@ class Run:
             self.checks.append(self.judge.connectivity())
             if self.options.protection.mode == "transport" and "l2tp" in self.scenario.carries:
                 self._carry_l2tp()
+            if self.options.idles:
+                self._progress("leaving the tunnels idle, held by keepalives")
+                # before the other rekeys: what these replace is deleted seconds later, which is no idleness
+                self.checks.append(self.judge.idle(daemons))
             if self.options.rekey != "none":
                 self._progress(f"rekeying under traffic: {self.options.rekey}")
                 self.checks.append(self.judge.rekey(daemons, self.options.rekey))
@@ -147,6 +171,10 @@ class Run:
                 self._progress(f"measuring throughput of {row}: tunnel and plain, forward and reverse")
                 self.checks.append(self.judge.throughput(row))
             self._measure_hosts(daemons)
+            if self.options.idles:
+                self._progress("leaving the tunnels idle, without keepalives")
+                self._end_keepalives(daemons)
+                self.checks.append(self.judge.idle_without_keepalives(daemons))
         self._progress("auditing the wire")
         self._audit(captures)
 
@@ -215,7 +243,7 @@ class Run:
             self._progress("making certificates")
             names = dict.fromkeys(name for t in self.scenario.tunnels() for name in (t.initiator, t.responder))
             credentials = pki.issue(self.folder, {name: identity(name) for name in names})
-        settings = host_settings(self.scenario, protection, self.options.timing, credentials)
+        settings = host_settings(self.scenario, protection, self.options.usual_timing, credentials)
         running: dict[str, Daemon] = {}
         started = False
         self._progress(f"starting {self.stack.name} on {len(settings)} hosts")
@@ -238,11 +266,15 @@ class Run:
 
     def connect(self, daemons: dict[str, Daemon]) -> None:
         """Bring all tunnels up at once. Raises StackError with the first reason why one does not come up."""
+        self.connect_seconds = self._bring_up(daemons)
+
+    def _bring_up(self, daemons: dict[str, Daemon]) -> dict[str, float]:
         tunnels = self.scenario.tunnels()
         with ThreadPoolExecutor(len(tunnels)) as pool:
             waiting = {t.name: pool.submit(daemons[t.initiator].up, t.name, UP_SECONDS) for t in tunnels}
-        self.connect_seconds = {name: future.result() for name, future in waiting.items()}
+        seconds = {name: future.result() for name, future in waiting.items()}
         self._await_responders(daemons)
+        return seconds
 
     def _await_responders(self, daemons: dict[str, Daemon]) -> None:
         """Wait until responders can send as well: an initiator is up with QM3 sent, they are with QM3 received."""
@@ -264,6 +296,27 @@ class Run:
         self._progress("making L2TP control connections, all clients at once")
         self.checks.append(self.judge.l2tp(self.folder))
 
+    def _end_keepalives(self, daemons: dict[str, Daemon]) -> None:
+        """Start initiators anew, such as send nothing unless there is something to say, and connect again."""
+        silent = dataclasses.replace(self.options.usual_timing, keepalive=0, dpd=0)
+        names = dict.fromkeys(tunnel.initiator for tunnel in self.scenario.tunnels())
+        with ThreadPoolExecutor(len(names)) as pool:
+            list(pool.map(lambda name: daemons[name].stop(), names))
+            self._await_ends(daemons)
+            list(pool.map(lambda name: daemons[name].restart(silent), names))
+        self._bring_up(daemons)
+
+    def _await_ends(self, daemons: dict[str, Daemon]) -> None:
+        """Wait until no responder thinks any longer that an initiator is there which has ended in order."""
+        until = time.monotonic() + RESPONDER_SECONDS
+        responders = {tunnel.responder for tunnel in self.scenario.tunnels()}
+        while left := [f"{status.name} on {host}" for host in responders for status in daemons[host].status()]:
+            if time.monotonic() > until:
+                raise StackError(
+                    f"still up {RESPONDER_SECONDS:g} s after the initiator's end: {', '.join(sorted(left))}"
+                )
+            time.sleep(_POLL)
+
     def _measure_hosts(self, daemons: dict[str, Daemon]) -> None:
         for name, daemon in daemons.items():
             ready, memory = round(daemon.ready_seconds * 1000, 1), round(daemon.memory() / 1e6, 1)
@@ -273,7 +326,9 @@ class Run:
         if (wire := self.judge.wire(captures, self.folder)) is not None:
             self.checks.append(wire)
             spis = wire.details.get("spis", [])
-            self.checks = [confirm_on_the_wire(one, spis) if one.name == "rekey" else one for one in self.checks]
+            self.checks = [
+                confirm_on_the_wire(one, spis) if one.name in ("rekey", KEPT_NAME) else one for one in self.checks
+            ]
 
     # the record
 

@@ -62,7 +62,7 @@ def results(tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 def test_two_runs_at_once_by_two_doors_both_pass(cwd: pathlib.Path, results: pathlib.Path) -> None:
-    arguments = ["--seconds", "0", "--clients", "1", "--results", str(results)]
+    arguments = ["--seconds", "0", "--clients", "1", "--no-idle", "--results", str(results)]
     doors = [[*NATBED, "run", "A", *arguments], [sys.executable, str(TOPOLOGY), *arguments]]
     running = [start(argv, cwd) for argv in doors]
     try:
@@ -140,6 +140,7 @@ def test_help_says_what_can_be_varied(cwd: pathlib.Path) -> None:
         "--exchange",
         "--auth",
         "--rekey",
+        "--no-idle",
         "--seconds",
         "--results",
     ):

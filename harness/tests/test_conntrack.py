@@ -63,6 +63,18 @@ def test_a_port_forward_is_read_from_the_inside() -> None:
     )  # fmt: skip
 
 
+def test_what_has_passed_is_counted_where_the_kernel_counts(nat: Node) -> None:
+    nat.call(lambda: Path("/proc/sys/net/netfilter/nf_conntrack_acct").write_text("1"))
+    with udp_socket(nat, "127.0.0.1", 500) as client, udp_socket(nat, "127.0.0.2", 500) as server:
+        for _ in range(2):
+            client.sendto(b"\xff", ("127.0.0.2", 500))
+            _, seen = server.recvfrom(10)
+        server.sendto(b"yes", seen)
+        client.recv(10)
+    (mapping,) = udp_mappings(nat)
+    assert (mapping.packets, mapping.octets) == (3, 2 * 29 + 31)
+
+
 def test_an_entry_of_unknown_form_is_named() -> None:
     with pytest.raises(ConntrackError, match=r"src=1\.2\.3\.4"):
         parse_udp_entry("ipv4 2 udp 17 27 src=1.2.3.4")

@@ -350,7 +350,13 @@ def test_scenario_a_passes_in_both_modes_at_once_on_two_workers(tmp_path: pathli
     for cell in cells:
         record = store.load(pathlib.Path(cell.evidence))
         assert (record.scenario, record.verdict, record.mode) == ("A", Verdict.PASSED, cell.cell.split("-")[1])
-        assert {check.name for check in record.checks} >= {"connectivity", "rekey", "wire"}
+        assert {check.name for check in record.checks} >= {
+            "connectivity",
+            "idle",
+            "rekey",
+            "idle without keepalives",
+            "wire",
+        }
     assert not list(cwd.iterdir())
 
 

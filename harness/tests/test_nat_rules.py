@@ -101,6 +101,7 @@ def test_timeouts_of_the_profile_reach_the_kernel() -> None:
     assert node.settings["net.netfilter.nf_conntrack_udp_timeout_stream"] == 5
     assert node.settings["net.netfilter.nf_conntrack_events"] == 1
     assert node.settings["net.netfilter.nf_conntrack_timestamp"] == 1
+    assert node.settings["net.netfilter.nf_conntrack_acct"] == 1
 
 
 def test_a_rule_that_did_not_take_is_named() -> None:

@@ -14,7 +14,8 @@ import pytest
 from two_nodes import CLIENT, SERVER, Nodes
 
 from natbed.checks import CheckResult, Verdict
-from natbed.checks.rekey import RekeyTarget, check_rekey, confirm_on_the_wire, steps
+from natbed.checks.rekey import check_rekey, confirm_on_the_wire, steps
+from natbed.checks.sa_pairs import RekeyTarget
 from natbed.checks.streams import RATE, Stream, enlarge, judge_stream
 from natbed.stacks.base import StackError, TunnelStatus
 

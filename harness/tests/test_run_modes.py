@@ -32,7 +32,7 @@ VARIETIES = [
 @pytest.mark.draft("A", "REKEY-1", "REKEY-2", "REKEY-3", "CSUM-2", "SA-2")
 @pytest.mark.parametrize(("protection", "clients"), VARIETIES)
 def test_rekeys_by_both_ends_cost_nothing(tmp_path: pathlib.Path, protection: Protection, clients: int) -> None:
-    record, folder = run(RunOptions(clients, presets.MASQUERADE, protection, 0, tmp_path, "both"))
+    record, folder = run(RunOptions(clients, presets.MASQUERADE, protection, 0, tmp_path, "both", idle=False))
     passed(record)
     carried = ["L2TP"] if protection.mode == "transport" and not l2tp.missing() else []
     assert [check.name for check in record.checks] == [
@@ -90,7 +90,7 @@ class Lossy(Judge):
 
 
 def test_one_packet_that_the_nat_drops_fails_the_rekey(tmp_path: pathlib.Path) -> None:
-    asked = RunOptions(1, presets.MASQUERADE, Protection(), 0, tmp_path, "initiator")
+    asked = RunOptions(1, presets.MASQUERADE, Protection(), 0, tmp_path, "initiator", idle=False)
     lossy = Run(find("A"), asked, lambda step: None)
     lossy.judge = Lossy(lossy.lab, asked.protection, asked.seconds)
     record = lossy.execute()
@@ -111,7 +111,7 @@ class Unmoved(EspThruNat):
 
 def test_a_rekey_that_is_only_said_fails(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("natbed.checks.rekey._ARRIVAL_SECONDS", 1.0)
-    asked = RunOptions(1, presets.MASQUERADE, Protection(), 0, tmp_path, "responder")
+    asked = RunOptions(1, presets.MASQUERADE, Protection(), 0, tmp_path, "responder", idle=False)
     record = Run(find("A"), asked, lambda step: None, Unmoved()).execute()
     assert record.reason.startswith("rekey: client1-server: Quick Mode by the responder: the two ends do not share")
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("isolated")
 
 
 def asked(tmp_path: pathlib.Path, mode: str = "tunnel", clients: int = 2, rekey: str = "both") -> RunOptions:
-    return RunOptions(clients, presets.MASQUERADE, Protection(mode=mode), 0, tmp_path, rekey)
+    return RunOptions(clients, presets.MASQUERADE, Protection(mode=mode), 0, tmp_path, rekey, idle=False)
 
 
 def judged(record: RunRecord, tunnels: int) -> None:

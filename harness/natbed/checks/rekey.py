@@ -18,10 +18,10 @@ from typing import TypeVar
 import msgspec
 
 from natbed.checks import CheckResult, Verdict
-from natbed.node_like import NodeLike
 from natbed.stacks.base import CountsPackets, Daemon, StackError, TunnelStatus
 
 from .flows import End, FlowError, LabError
+from .sa_pairs import RekeyTarget, Step, await_replaced, pairs, spis
 from .streams import WINDOW, Stream, enlarge, judge_stream
 
 T = TypeVar("T")
@@ -30,35 +30,6 @@ _LEAD = 100  # datagrams of each stream that must have arrived before the first 
 _ARRIVAL_SECONDS = 5.0  # for an end's status to show its new SAs, and for these to carry something
 _REKEY_SECONDS = 15.0
 _POLL = 0.005  # seconds between looks at a status, which says nothing unasked
-
-
-@dataclass(frozen=True, slots=True)
-class RekeyTarget:
-    """A tunnel to rekey: who talks through it, at which addresses, and the implementation on both ends.
-
-    `client_seen` and `server_seen` are the addresses by which each knows the other, where they are others.
-    """
-
-    name: str
-    client: NodeLike
-    server: NodeLike
-    client_address: str
-    server_address: str
-    initiator: Daemon
-    responder: Daemon
-    client_seen: str = ""
-    server_seen: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One rekey: which end is told to, and whether phase 1 is replaced too."""
-
-    side: str  # initiator, responder
-    phase1: bool
-
-    def __str__(self) -> str:
-        return f"{'phase 1' if self.phase1 else 'Quick Mode'} by the {self.side}"
 
 
 def steps(side: str) -> list[Step]:
@@ -156,34 +127,17 @@ def _begin(streams: Sequence[Stream], *, one_flow: bool) -> None:
 
 def _rekey(target: RekeyTarget, rekeys: _Rekeys, planned: Sequence[Step], streams: Sequence[Stream]) -> None:
     for step in planned:
-        daemon = target.initiator if step.side == "initiator" else target.responder
         try:
-            before = _pairs(target)
-            seconds = daemon.rekey(target.name, step.phase1, _REKEY_SECONDS)
-            after = _await(lambda before=before: _replaced(target, before))  # type: ignore[misc]
+            before = pairs(target)
+            seconds = step.take(target, _REKEY_SECONDS)
+            after = await_replaced(target, before, _ARRIVAL_SECONDS)
             _await_use(target, after, streams)
         except (StackError, FlowError) as error:
             rekeys.problem = f"{target.name}: {step}: {error}"
             return
-        spis = sorted({spi for one in after for spi in (one.inbound_spi, one.outbound_spi)})
-        rekeys.done.append({"step": str(step), "milliseconds": round(seconds * 1000, 1), "spis": spis})
-        rekeys.spis += spis
-
-
-def _pairs(target: RekeyTarget) -> list[TunnelStatus]:
-    """The tunnel as its two ends describe it, where they have it."""
-    ends = (target.initiator, target.responder)
-    return [status for daemon in ends for status in daemon.status() if status.name == target.name]
-
-
-def _replaced(target: RekeyTarget, before: Sequence[TunnelStatus]) -> tuple[list[TunnelStatus], str]:
-    """The new pair at both ends, or why it is not there yet."""
-    old = {spi for one in before for spi in (one.inbound_spi, one.outbound_spi)}
-    new = [one for one in _pairs(target) if one.inbound_spi not in old and one.outbound_spi not in old]
-    if len(new) == 2 and (new[0].inbound_spi, new[0].outbound_spi) == (new[1].outbound_spi, new[1].inbound_spi):
-        return new, ""
-    listed = ", ".join(f"{one.inbound_spi}/{one.outbound_spi}" for one in new) or "none"
-    return [], f"the two ends do not share one new SA pair; new ones are {listed}"
+        new = spis(after)
+        rekeys.done.append({"step": str(step), "milliseconds": round(seconds * 1000, 1), "spis": new})
+        rekeys.spis += new
 
 
 def _await_use(target: RekeyTarget, pair: Sequence[TunnelStatus], streams: Sequence[Stream]) -> None:
@@ -252,9 +206,9 @@ def _conclude(
     return CheckResult(name=name, verdict=Verdict.PASSED, reason=reason, details=details)
 
 
-def confirm_on_the_wire(result: CheckResult, spis: Collection[str]) -> CheckResult:
+def confirm_on_the_wire(result: CheckResult, found: Collection[str]) -> CheckResult:
     """Fail a passed result whose new SAs were not all seen in the captures, which showed these SPIs."""
-    seen = {int(spi, 0) for spi in spis}
+    seen = {int(spi, 0) for spi in found}
     missing = [spi for spi in result.details.get("spis", []) if int(spi, 0) not in seen]
     if not result.passed or not missing:
         return result

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from .profile import Kind, NatProfile
+
+_REFUSED = re.compile(r"^\[(\d+):\d+\] -A INPUT .*-p udp .*--ctstate NEW -j DROP$", re.MULTILINE)
 
 
 class NatError(Exception):
@@ -88,13 +91,21 @@ def _table(name: str, chains: Sequence[str], *rules: str) -> str:
     return "\n".join((f"*{name}", *(f":{chain} ACCEPT [0:0]" for chain in chains), *rules, "COMMIT", ""))
 
 
+def timeouts(udp: int, udp_stream: int) -> dict[str, int]:
+    """The sysctl settings that end idle UDP mappings after so many seconds; one takes them with its next packet."""
+    return {
+        "net.netfilter.nf_conntrack_udp_timeout": udp,
+        "net.netfilter.nf_conntrack_udp_timeout_stream": udp_stream,
+    }
+
+
 def settings(profile: NatProfile) -> dict[str, int]:
-    """The sysctl settings of a NAT: its timeouts in seconds, and that conntrack tells of births and deaths."""
+    """The sysctl settings of a NAT: its timeouts in seconds, that conntrack tells of births and deaths, and counts."""
     if profile.kind is Kind.NONE:
         return {}
     return {
-        "net.netfilter.nf_conntrack_udp_timeout": profile.udp_timeout,
-        "net.netfilter.nf_conntrack_udp_timeout_stream": profile.udp_timeout_stream,
+        **timeouts(profile.udp_timeout, profile.udp_timeout_stream),
+        "net.netfilter.nf_conntrack_acct": 1,
         "net.netfilter.nf_conntrack_events": 1,
         "net.netfilter.nf_conntrack_timestamp": 1,
     }
@@ -120,6 +131,11 @@ def verify(node: RulesTarget, text: str) -> None:
         missing = [rule for rule in asked if rule not in found]
         foreign = [rule for rule in found if rule not in asked]
         raise NatError(f"{node.name}: rules missing: {missing or 'none'}; not asked for: {foreign or 'none'}")
+
+
+def refused(node: RulesTarget) -> int:
+    """How many UDP packets from outside the NAT has dropped because they were for no mapping."""
+    return sum(int(found) for found in _REFUSED.findall(node.run(["iptables-save", "-c", "-t", "filter"]).stdout))
 
 
 def rules_of(text: str) -> list[str]:

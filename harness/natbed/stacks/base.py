@@ -120,8 +120,8 @@ class Daemon(Protocol):
     def kill(self) -> None:
         """End it as a crash would, at once and with all its processes; `restart` or `stop` may follow."""
 
-    def restart(self) -> None:
-        """Start it again with the same settings after its end, and wait until it can be asked."""
+    def restart(self, timing: Timing | None = None) -> None:
+        """Start it again after its end, with another timing where one is given, and wait until it can be asked."""
 
     def status(self) -> list[TunnelStatus]:
         """Every tunnel that is up: traffic can go both ways as far as this end is concerned."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import pathlib
 import select
@@ -79,11 +80,15 @@ class EspThruNatDaemon:
         self._log = evidence / "espthrunat.log"
         self._log.write_bytes(b"")
         self._config = evidence / "espthrunat.toml"
-        descriptor = os.open(self._config, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(_toml(settings, self._control, self._config.parent))
+        self._settings = settings
+        self._configure()
         self._forwards = settings.forwards
         self._start()
+
+    def _configure(self) -> None:
+        descriptor = os.open(self._config, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(_toml(self._settings, self._control, self._config.parent))
 
     def _start(self) -> None:
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
@@ -145,10 +150,13 @@ class EspThruNatDaemon:
                 if not select.select([plane], [], [], max(until - time.monotonic(), 0))[0]:
                     raise StackError(f"{self._node.name}: a data plane of espthrunat outlived its daemon")
 
-    def restart(self) -> None:
-        """Start it again with the same configuration; its log and its key log go on."""
+    def restart(self, timing: Timing | None = None) -> None:
+        """Start it again, with another timing where one is given; its log and its key log go on."""
         if self._process.poll() is None:
             raise StackError(f"{self._node.name}: espthrunat still runs")
+        if timing is not None:
+            self._settings = dataclasses.replace(self._settings, timing=timing)
+            self._configure()
         self._start()
 
     def status(self) -> list[TunnelStatus]:
