@@ -27,11 +27,11 @@ from .sa_pairs import RekeyTarget, Step, await_replaced, pairs, spis
 T = TypeVar("T")
 Found = Mapping[str, Mapping[str, NatMapping]]  # by tunnel, by NAT
 
-KEEPALIVE = 0.5  # seconds; together with the next one: a busy machine may send one two seconds late
+KEEPALIVE = 0.5  # seconds between keepalives; on a busy machine one may be two seconds late
 KEPT = 3  # seconds after which a NAT forgets, while keepalives hold its mappings
-FORGOTTEN = 1  # the same, where nothing does
+FORGOTTEN = 1  # the same, where nothing holds them
 KEPT_NAME, FORGOTTEN_NAME = "idle", "idle without keepalives"
-_LONGER = 0.5  # seconds of idleness beyond that
+_LONGER = 0.5  # seconds of idleness beyond the timeout
 _SETTLE_SECONDS = 15.0  # for other traffic to end, for timeouts to take, for mappings to end
 _ARRIVAL_SECONDS = 5.0  # for a datagram, for an end's status, for what a NAT has dropped
 _REKEY_SECONDS = 15.0
