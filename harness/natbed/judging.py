@@ -32,11 +32,10 @@ from .plans import Conversation, Tunnel
 from .probes import probes
 from .results.summary import row_names
 from .settings import Protection
-from .stacks.base import Daemon, TunnelStatus
+from .stacks.base import Daemons, TunnelStatus
 from .turns import alone
 
 AUDITS_AT_ONCE = 2  # each a tshark, which takes a processor
-Daemons = MappingOf[str, Daemon]  # by host
 Usual = Callable[[str], UsualRatio | str]  # by encapsulation; or why there is no usual ratio
 
 

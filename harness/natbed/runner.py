@@ -11,12 +11,12 @@ import pathlib
 import platform
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from pyroute2.netlink.exceptions import NetlinkError
 
 from . import pki
+from .bringing_up import bring_up, start_anew, stop_all
 from .capture import Capture, CaptureError
 from .checks import CheckResult, Verdict, l2tp
 from .checks.idle import KEEPALIVE, KEPT_NAME
@@ -43,10 +43,7 @@ from .settings import Protection, host_settings, identity
 from .stacks.base import Daemon, Stack, StackError, Timing
 from .stacks.espthrunat import EspThruNat
 
-UP_SECONDS = 40.0
 NAT_AGAIN = "NAT, once more"  # the check of NATs that were good, where something has failed behind them since
-RESPONDER_SECONDS = 5.0  # that a responder may be up later than its initiator
-_POLL = 0.005  # seconds between questions; a stack says nothing unasked
 # An OSError is the lab's: a program that is not there, a route that is refused. A stack reports its own as StackError.
 LAB_ERRORS = (
     LabError,
@@ -173,7 +170,8 @@ class Run:
             self._measure_hosts(daemons)
             if self.options.idles:
                 self._progress("leaving the tunnels idle, without keepalives")
-                self._end_keepalives(daemons)
+                silent = dataclasses.replace(self.options.usual_timing, keepalive=0, dpd=0)
+                start_anew(self.scenario, daemons, silent)
                 self.checks.append(self.judge.idle_without_keepalives(daemons))
         self._progress("auditing the wire")
         self._audit(captures)
@@ -254,40 +252,19 @@ class Run:
             yield running
         except StackError as error:
             # one end may only have noticed that the other has died, which says why
-            problems = _stop(running)
+            problems = stop_all(running)
             self._ended_well = started and not problems
             raise StackError("; ".join([str(error), *problems])) from error
         except BaseException:
-            _stop(running)
+            stop_all(running)
             raise
-        if problems := _stop(running):
+        if problems := stop_all(running):
             raise StackError("; ".join(problems))
         self._ended_well = True
 
     def connect(self, daemons: dict[str, Daemon]) -> None:
         """Bring all tunnels up at once. Raises StackError with the first reason why one does not come up."""
-        self.connect_seconds = self._bring_up(daemons)
-
-    def _bring_up(self, daemons: dict[str, Daemon]) -> dict[str, float]:
-        tunnels = self.scenario.tunnels()
-        with ThreadPoolExecutor(len(tunnels)) as pool:
-            waiting = {t.name: pool.submit(daemons[t.initiator].up, t.name, UP_SECONDS) for t in tunnels}
-        seconds = {name: future.result() for name, future in waiting.items()}
-        self._await_responders(daemons)
-        return seconds
-
-    def _await_responders(self, daemons: dict[str, Daemon]) -> None:
-        """Wait until responders can send as well: an initiator is up with QM3 sent, they are with QM3 received."""
-        until = time.monotonic() + RESPONDER_SECONDS
-        missing = {(t.responder, t.name) for t in self.scenario.tunnels()}
-        while missing:
-            responders = {host for host, _ in missing}
-            missing -= {(host, status.name) for host in responders for status in daemons[host].status()}
-            if missing and time.monotonic() > until:
-                listed = ", ".join(sorted(f"{name} on {host}" for host, name in missing))
-                raise StackError(f"not up {RESPONDER_SECONDS:g} s after the initiator: {listed}")
-            if missing:
-                time.sleep(_POLL)
+        self.connect_seconds = bring_up(self.scenario, daemons)
 
     def _carry_l2tp(self) -> None:
         if reason := l2tp.missing():
@@ -295,27 +272,6 @@ class Run:
             return
         self._progress("making L2TP control connections, all clients at once")
         self.checks.append(self.judge.l2tp(self.folder))
-
-    def _end_keepalives(self, daemons: dict[str, Daemon]) -> None:
-        """Start initiators anew, such as send nothing unless there is something to say, and connect again."""
-        silent = dataclasses.replace(self.options.usual_timing, keepalive=0, dpd=0)
-        names = dict.fromkeys(tunnel.initiator for tunnel in self.scenario.tunnels())
-        with ThreadPoolExecutor(len(names)) as pool:
-            list(pool.map(lambda name: daemons[name].stop(), names))
-            self._await_ends(daemons)
-            list(pool.map(lambda name: daemons[name].restart(silent), names))
-        self._bring_up(daemons)
-
-    def _await_ends(self, daemons: dict[str, Daemon]) -> None:
-        """Wait until no responder thinks any longer that an initiator is there which has ended in order."""
-        until = time.monotonic() + RESPONDER_SECONDS
-        responders = {tunnel.responder for tunnel in self.scenario.tunnels()}
-        while left := [f"{status.name} on {host}" for host in responders for status in daemons[host].status()]:
-            if time.monotonic() > until:
-                raise StackError(
-                    f"still up {RESPONDER_SECONDS:g} s after the initiator's end: {', '.join(sorted(left))}"
-                )
-            time.sleep(_POLL)
 
     def _measure_hosts(self, daemons: dict[str, Daemon]) -> None:
         for name, daemon in daemons.items():
@@ -387,17 +343,6 @@ def _parameters(scenario: type[Scenario], options: RunOptions) -> dict[str, obje
     """Those of a run's axes that the scenario's `build` has."""
     axes = {"clients": options.clients, "nat": options.nat}
     return {name: axes[name] for name in inspect.signature(scenario.build).parameters if name in axes}
-
-
-def _stop(daemons: dict[str, Daemon]) -> list[str]:
-    """Stop them, the last started first; what was wrong with each."""
-    problems = []
-    for daemon in reversed(daemons.values()):
-        try:
-            daemon.stop()
-        except StackError as error:
-            problems.append(str(error))
-    return problems
 
 
 def run_scenario(scenario: type[Scenario], argv: list[str]) -> int:

@@ -19,7 +19,7 @@ from natbed.checks.idle import IdleTunnel, check_forgotten, check_kept
 from natbed.checks.sa_pairs import RekeyTarget
 from natbed.conntrack import Mapping
 from natbed.idling import forgets
-from natbed.judging import Daemons, Judge
+from natbed.judging import Judge
 from natbed.nat import presets
 from natbed.nat.profile import NatProfile
 from natbed.nat.rules import refused
@@ -28,7 +28,7 @@ from natbed.plans import Tunnel
 from natbed.runner import Run, RunOptions
 from natbed.scenario import Scenario
 from natbed.settings import Protection
-from natbed.stacks.base import StackError, Timing
+from natbed.stacks.base import Daemons, StackError, Timing
 from natbed.topology_files import find
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")

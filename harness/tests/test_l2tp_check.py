@@ -17,13 +17,14 @@ from natbed.checks import CheckResult, Verdict, l2tp
 from natbed.checks.l2tp import check_l2tp
 from natbed.checks.transport import HostPair
 from natbed.isolation import runtime_directory
-from natbed.judging import Daemons, Judge
+from natbed.judging import Judge
 from natbed.lab import Lab
 from natbed.results import store
 from natbed.results.record import RunRecord
 from natbed.runner import Run
 from natbed.scenario import Scenario, ScenarioError
 from natbed.screen import Screen
+from natbed.stacks.base import Daemons
 from natbed.stacks.espthrunat import EspThruNatDaemon
 from natbed.topology_files import find
 

@@ -8,12 +8,12 @@ import pytest
 from run_world import NAT, SERVER, check, commands, options, passed, protocols, run
 
 from natbed.checks import CheckResult, Verdict, l2tp
-from natbed.judging import Daemons, Judge
+from natbed.judging import Judge
 from natbed.nat import presets
 from natbed.node_like import NodeLike
 from natbed.runner import Run, RunOptions
 from natbed.settings import Protection
-from natbed.stacks.base import HostSettings, StackError
+from natbed.stacks.base import Daemons, HostSettings, StackError
 from natbed.stacks.espthrunat import EspThruNat, EspThruNatDaemon
 from natbed.topology_files import find
 

@@ -144,6 +144,10 @@ class CountsPackets(Protocol):
         """How many packets were dropped since its start, by the implementation's name for why."""
 
 
+Daemons = Mapping[str, Daemon]
+"""The running implementations of a lab, by host."""
+
+
 class Stack(Protocol):
     """An implementation that can be run on hosts."""
 
