@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pyroute2.netlink.exceptions import NetlinkError
 
 from . import pki
-from .bringing_up import bring_up, start_anew, stop_all
 from .capture import Capture, CaptureError
 from .checks import CheckResult, Verdict, l2tp
 from .checks.idle import KEEPALIVE, KEPT_NAME
@@ -42,6 +41,7 @@ from .scenario import Scenario
 from .settings import Protection, host_settings, identity
 from .stacks.base import Daemon, Stack, StackError, Timing
 from .stacks.espthrunat import EspThruNat
+from .tunnels import EndedBadlyError, connect, running, start_anew
 
 NAT_AGAIN = "NAT, once more"  # the check of NATs that were good, where something has failed behind them since
 # An OSError is the lab's: a program that is not there, a route that is refused. A stack reports its own as StackError.
@@ -171,7 +171,7 @@ class Run:
             if self.options.idles:
                 self._progress("leaving the tunnels idle, without keepalives")
                 silent = dataclasses.replace(self.options.usual_timing, keepalive=0, dpd=0)
-                start_anew(self.scenario, daemons, silent)
+                start_anew(self.scenario.tunnels(), daemons, silent)
                 self.checks.append(self.judge.idle_without_keepalives(daemons))
         self._progress("auditing the wire")
         self._audit(captures)
@@ -242,29 +242,22 @@ class Run:
             names = dict.fromkeys(name for t in self.scenario.tunnels() for name in (t.initiator, t.responder))
             credentials = pki.issue(self.folder, {name: identity(name) for name in names})
         settings = host_settings(self.scenario, protection, self.options.usual_timing, credentials)
-        running: dict[str, Daemon] = {}
-        started = False
         self._progress(f"starting {self.stack.name} on {len(settings)} hosts")
+        started = False
         try:
-            for name, host in settings.items():
-                running[name] = self.stack.start(self.lab[name], host, self.folder / name)
-            started = True
-            yield running
-        except StackError as error:
-            # one end may only have noticed that the other has died, which says why
-            problems = stop_all(running)
-            self._ended_well = started and not problems
-            raise StackError("; ".join([str(error), *problems])) from error
-        except BaseException:
-            stop_all(running)
+            with running(self.stack, self.lab, settings, self.folder) as daemons:
+                started = True
+                yield daemons
+        except EndedBadlyError:
             raise
-        if problems := stop_all(running):
-            raise StackError("; ".join(problems))
+        except StackError:
+            self._ended_well = started
+            raise
         self._ended_well = True
 
     def connect(self, daemons: dict[str, Daemon]) -> None:
         """Bring all tunnels up at once. Raises StackError with the first reason why one does not come up."""
-        self.connect_seconds = bring_up(self.scenario, daemons)
+        self.connect_seconds = connect(self.scenario.tunnels(), daemons)
 
     def _carry_l2tp(self) -> None:
         if reason := l2tp.missing():

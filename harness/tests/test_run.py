@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from run_world import NAT, SERVER, Broken, check, commands, options, passed, protocols, routed, run
 
-from natbed import bringing_up
+from natbed import tunnels
 from natbed.checks import CheckResult, Verdict
 from natbed.nat import presets
 from natbed.node_like import NodeLike
@@ -224,7 +224,7 @@ def test_traffic_waits_until_both_ends_are_up(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, silent_for: int, reason: str
 ) -> None:
     """A responder is up with QM3, which comes after the initiator is: what it gets before that it cannot answer."""
-    monkeypatch.setattr(bringing_up, "RESPONDER_SECONDS", 0.1 if reason else 5.0)
+    monkeypatch.setattr(tunnels, "RESPONDER_SECONDS", 0.1 if reason else 5.0)
     monkeypatch.setattr(Run, "_audit", lambda self, captures: None)
     record = Run(find("A"), options(tmp_path), lambda step: None, Half(silent_for)).execute()
     assert record.verdict is (Verdict.FAILED if reason else Verdict.PASSED), record.reason
