@@ -55,6 +55,7 @@ class Config:
     pool: str = ""  # for connections that translate
     max_half_open: int = 1000
     new_phase1_per_second: float = 100.0
+    batches: bool = True
 
     @property
     def warnings(self) -> list[str]:
@@ -145,6 +146,7 @@ class _Reader(Checks):
             self.pool("local.pool", local.pool, address, connections),
             local.max_half_open,
             local.new_phase1_per_second,
+            local.batches,
         )
 
     def _names(self, names: list[str]) -> None:

@@ -22,6 +22,7 @@ class LocalTable(msgspec.Struct, forbid_unknown_fields=True):
     tun: str = "esp0"
     pool: str | None = None  # the network whose addresses stand for those of peers with connection.translate
     path_mtu: int = 1500  # octets of the largest outer packet
+    batches: bool = True  # the data plane may take many packets a system call
     certificate: str | None = None  # ours, and those between it and the authority
     private_key: str | None = None
     ca: str | None = None  # the authorities whose certificates are believed

@@ -59,7 +59,7 @@ class Daemon:
             log.warning("keys are written to %s: who has them can read the traffic", keylog)
         for warning in config.warnings:
             log.warning("%s", warning)
-        configure = messages.Configure(config.address, config.port, config.tun, config.path_mtu)
+        configure = messages.Configure(config.address, config.port, config.tun, config.path_mtu, config.batches)
         self._plane = PlaneKeeper(plane, configure, self._timers)
         for policy in self._policies.all_again():
             self._plane.send(policy)

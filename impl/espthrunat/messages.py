@@ -53,12 +53,16 @@ class Selector(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Configure(msgspec.Struct, frozen=True, tag="configure"):
-    """Daemon to plane, first: open UDP `address`:`port` and the TUN device `tun`; `mtu` is the path's, in octets."""
+    """Daemon to plane, first: open UDP `address`:`port` and the TUN device `tun`; `mtu` is the path's, in octets.
+
+    Without `batches` no system call may carry more than one packet, which is slower but shows what batches are worth.
+    """
 
     address: str
     port: int
     tun: str
     mtu: int = 1500
+    batches: bool = True
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):

@@ -157,20 +157,20 @@ def test_what_is_not_said_is_safe(tmp_path: Path) -> None:
     assert not connection.start
     assert connection.dpd_interval > 0
     assert (connection.keepalive_interval, connection.keepalive_tail) == (20.0, 300.0)
-    assert (config.max_half_open, config.new_phase1_per_second) == (1000, 100.0)
+    assert (config.max_half_open, config.new_phase1_per_second, config.batches) == (1000, 100.0, True)
     assert config.warnings == []
 
 
 def test_every_word_reaches_the_policy(tmp_path: Path) -> None:
     lines = ["esp_octets = 1000000", "rekey = false", "rekey_margin = 0.2", "rekey_overlap = 3", "dpd = 1.5"]
     lines += ["keepalive = 5", "keepalive_tail = 60", 'rebinding = "authenticated"', "acquire = false"]
-    limits = "[local]\nmax_half_open = 7\nnew_phase1_per_second = 2.5"
-    config = load(write(tmp_path, with_lines(*lines).replace("[local]", limits)))
+    local = "[local]\nmax_half_open = 7\nnew_phase1_per_second = 2.5\nbatches = false"
+    config = load(write(tmp_path, with_lines(*lines).replace("[local]", local)))
     (c,) = config.connections
     assert (c.esp_octets, c.rekey, c.rekey_margin, c.rekey_overlap) == (1_000_000, False, 0.2, 3.0)
     assert (c.dpd_interval, c.keepalive_interval, c.keepalive_tail) == (1.5, 5.0, 60.0)
     assert (c.rebinding, c.acquire) == (Rebinding.AUTHENTICATED, False)
-    assert (config.max_half_open, config.new_phase1_per_second) == (7, 2.5)
+    assert (config.max_half_open, config.new_phase1_per_second, config.batches) == (7, 2.5, False)
 
 
 @pytest.mark.parametrize(("key", "field"), [("dpd", "dpd_interval"), ("keepalive", "keepalive_interval")])

@@ -20,6 +20,7 @@ from natbed.node_like import NodeLike
 
 from ..isolation import runtime_directory
 from .base import HostSettings, StackError, Timing, TunnelSettings, TunnelStatus
+from .usage import resident_memory
 
 T = TypeVar("T")
 Value = str | float | list[str] | None
@@ -64,16 +65,21 @@ class EspThruNat:
     """`espthrunat run` on every host."""
 
     name = "espthrunat"
+    batches = True
+    """Whether its data plane takes many packets a system call."""
+
+    def __init__(self, *, batches: bool = True) -> None:
+        self.batches = batches
 
     def start(self, node: NodeLike, settings: HostSettings, evidence: pathlib.Path) -> EspThruNatDaemon:
         """Start it on a host and wait until it can be asked; its logs and key logs go to `evidence`."""
-        return EspThruNatDaemon(node, settings, evidence)
+        return EspThruNatDaemon(node, settings, evidence, batches=self.batches)
 
 
 class EspThruNatDaemon:
     """One running daemon with its data plane."""
 
-    def __init__(self, node: NodeLike, settings: HostSettings, evidence: pathlib.Path) -> None:
+    def __init__(self, node: NodeLike, settings: HostSettings, evidence: pathlib.Path, *, batches: bool = True) -> None:
         evidence.mkdir(parents=True, exist_ok=True)
         self._node = node
         self._control = runtime_directory() / f"{node.name}.sock"
@@ -81,6 +87,7 @@ class EspThruNatDaemon:
         self._log.write_bytes(b"")
         self._config = evidence / "espthrunat.toml"
         self._settings = settings
+        self._batches = batches
         self._configure()
         self._forwards = settings.forwards
         self._start()
@@ -88,7 +95,7 @@ class EspThruNatDaemon:
     def _configure(self) -> None:
         descriptor = os.open(self._config, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w") as file:
-            file.write(_toml(self._settings, self._control, self._config.parent))
+            file.write(_toml(self._settings, self._control, self._config.parent, batches=self._batches))
 
     def _start(self) -> None:
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
@@ -197,7 +204,7 @@ class EspThruNatDaemon:
     def memory(self) -> int:
         """Octets of resident memory of both processes together; pages that both share count twice."""
         try:
-            return sum(_resident(pid) for pid in self.pids)
+            return resident_memory(self.pids)
         except OSError as error:  # /proc/PID is not there any more
             raise StackError(f"{self._node.name}: a process of espthrunat has ended: {self._last_words()}") from error
 
@@ -272,20 +279,14 @@ def _children(pid: int) -> list[int]:
     return found
 
 
-def _resident(pid: int) -> int:
-    for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) * 1024
-    return 0
-
-
-def _toml(settings: HostSettings, control: pathlib.Path, folder: pathlib.Path) -> str:
+def _toml(settings: HostSettings, control: pathlib.Path, folder: pathlib.Path, *, batches: bool = True) -> str:
     """The configuration file, to stand in `folder`."""
     local: dict[str, Value] = {
         "address": settings.address,
         "identity": settings.identity,
         "control": str(control),
         "pool": settings.pool,
+        "batches": None if batches else False,
     }
     if files := settings.credentials:
         for key, file in (
