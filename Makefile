@@ -1,4 +1,5 @@
 # make demo: scenario A, end to end.   make test: every test.   make conformance: what the draft asks for, and its proof.
+# make bench: how fast it is, beside others.
 # All install what they need first.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -8,6 +9,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 COMMANDS := iptables ip iperf3 tcpdump tshark conntrack ping ethtool setpriv
 PACKAGES := iptables iproute2 iperf3 tcpdump tshark conntrack iputils-ping ethtool util-linux python3-venv
+PEERS := strongswan-charon strongswan-libcharon strongswan-swanctl libstrongswan libstrongswan-standard-plugins libcharon-extra-plugins
 # Other people's programs that some tests need, COMMAND or COMMAND:PACKAGE; the tests are skipped where they are missing.
 WITNESSES := ike-scan xl2tpd ssh:openssh-client sshd:openssh-server
 
@@ -29,6 +31,22 @@ test: setup device witnesses lint ## all checks and tests, and the smoke matrix
 .PHONY: matrix
 matrix: setup device ## scenarios in every pair of their variations; natbed matrix --help has more
 	@$(BIN)/natbed matrix -n auto
+
+.PHONY: bench
+bench: setup device ## throughput through a NAT beside the path without IPsec, and beside strongSwan after make peers
+	@$(BIN)/natbed bench throughput
+
+.PHONY: peers
+peers: setup .venv/peers ## strongSwan for natbed bench: unpacked, not installed, so that no service of it ever starts
+
+.venv/peers:
+	@for command in apt-get dpkg-deb; do command -v $$command >/dev/null || { \
+	    echo "missing: $$command; natbed also takes strongSwan from where it is installed"; exit 1; }; done
+	@[ "$$(id -u)" != 0 ] || apt-get update -qq
+	@rm -rf $@.new; mkdir -p $@.new/packages
+	@cd $@.new/packages; apt-get download -qq -o APT::Sandbox::User="$$(id -un)" $(PEERS)
+	@for package in $@.new/packages/*.deb; do dpkg-deb -x $$package $@.new; done
+	@rm -r $@.new/packages; mv $@.new $@
 
 # The table is shown even where a test failed; a failure of either counts.
 .PHONY: conformance

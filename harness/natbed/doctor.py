@@ -297,6 +297,17 @@ def _nfqueue() -> str:
     return "by iptables"
 
 
+def _strongswan() -> str:
+    from natbed.stacks.base import StackError
+    from natbed.stacks.strongswan import folder
+
+    try:
+        folder()
+    except StackError as error:
+        raise ProbeError(str(error)) from error
+    return "charon and the plugins that it needs"
+
+
 def _ethtool() -> str:
     _commands("ip link add probe0 type veth peer name probe1", "ethtool -K probe0 tx-udp-segmentation off")
     return "offloads of a veth can be switched"
@@ -343,6 +354,7 @@ PROBES = (
     _Probe("ping", _ping, True, _PACKAGES, programs=("ping",)),
     _Probe("setpriv --pdeathsig", _setpriv, True, "install util-linux 2.33 or later", programs=("setpriv",)),
     _Probe("ethtool", _ethtool, False, "install ethtool to measure packets that travel singly", programs=("ethtool",)),
+    _Probe("strongSwan", _strongswan, False, "make peers, to measure beside it", isolated=False),
     _Probe("netem", _netem, False, _NOT_NEEDED),
     _Probe("kernel ESP", _xfrm, False, "not needed: the bundled implementation brings its own data plane"),
     _Probe("NFQUEUE", _nfqueue, False, "without it delay, jitter and reordering are skipped where netem lacks too"),
