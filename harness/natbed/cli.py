@@ -1,4 +1,4 @@
-"""`natbed run | shell | matrix | baseline | doctor | conformance`."""
+"""`natbed run | shell | matrix | bench | baseline | doctor | conformance`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
+
+from .bench.cli import app as bench
 
 if TYPE_CHECKING:
     from .runner import RunOptions
@@ -23,6 +25,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+app.add_typer(bench, name="bench")
 
 PASSED, FAILED, USAGE, LAB_BROKEN, INTERRUPTED = 0, 1, 2, 3, 130  # exit codes: 1 is a verdict, and nothing else is 1
 

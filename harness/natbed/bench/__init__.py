@@ -1,0 +1,1 @@
+"""Benchmarks: how fast implementations are, each measured beside the others in one run."""
