@@ -221,8 +221,10 @@ class StrongSwanDaemon:
         self._process.wait()
         self._killed = True
 
-    def restart(self) -> None:
-        """Start it again with the same configuration; its log goes on."""
+    def restart(self, timing: Timing | None = None) -> None:
+        """Start it again with the same configuration; its log goes on. StackError where a timing is given."""
+        if timing is not None:
+            raise StackError(f"{self._node.name}: strongswan: no timing can be set for it")
         if self._process.poll() is None:
             raise StackError(f"{self._node.name}: strongswan still runs")
         self._start()
