@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 MIN_WINDOW = 64  # packets; RFC 2406 asks for 32 and prefers 64
 
 
@@ -37,3 +40,26 @@ class ReplayWindow:
         self._top = sequence
         # A shift by a jump that empties the window anyway would build a number of as many bits as the jump.
         self._seen = (self._seen << ahead | 1) & self._mask if ahead < self._size else 1
+
+    def are_fresh(self, sequences: Sequence[int]) -> bool:
+        """Whether `sequences` rise, and `is_fresh` holds for each."""
+        if not sequences:
+            return True
+        first, last = sequences[0], sequences[-1]
+        # A run without gaps, the usual thing, needs no look at its members.
+        rises = last - first == len(sequences) - 1 and sequences == list(range(first, last + 1))
+        if not rises and not all(one < other for one, other in pairwise(sequences)):
+            return False
+        return first > self._top or all(map(self.is_fresh, sequences))
+
+    def mark_all(self, sequences: Sequence[int]) -> None:
+        """As `mark` for each of `sequences`, which rise."""
+        count = len(sequences)
+        if count and sequences[0] > self._top and sequences[-1] - sequences[0] == count - 1:
+            ahead = sequences[-1] - self._top  # a run without gaps, all of it new: bits of its length at the end
+            self._top = sequences[-1]
+            before = self._seen << ahead if ahead < self._size else 0
+            self._seen = (before | (1 << count) - 1) & self._mask
+            return
+        for sequence in sequences:
+            self.mark(sequence)

@@ -14,6 +14,7 @@ from .replay import ReplayWindow
 from .suites import HEADER_OCTETS, TRAILER_OCTETS, EspSuite
 
 if TYPE_CHECKING:
+    from .batches import BatchTransform
     from .transforms import Transform
 
 LAST_SEQUENCE = 0xFFFFFFFF  # an SA ends with it (RFC 2406, 3.3.3)
@@ -21,7 +22,7 @@ SOFT_SEQUENCE = 0xF0000000  # time to rekey: minutes are left at any rate that t
 DEFAULT_WINDOW = 1024  # packets: several batches may overtake each other on the way
 
 _HEADER = struct.Struct("!II")
-_PADDING = bytes(range(1, 256))  # 1, 2, 3 ...: the receiver can check it (RFC 2406, 2.4)
+PADDING = bytes(range(1, 256))  # 1, 2, 3 ...: the receiver can check it (RFC 2406, 2.4)
 
 
 class Drop(enum.Enum):
@@ -49,7 +50,12 @@ class SequenceExhaustedError(Exception):
 def _trailers(alignment: int, next_header: int) -> tuple[bytes, ...]:
     """For each remainder of the packet's length by `alignment`: padding, pad length and next header."""
     lengths = [-(remainder + TRAILER_OCTETS) % alignment for remainder in range(alignment)]
-    return tuple(_PADDING[:length] + bytes((length, next_header)) for length in lengths)
+    return tuple(PADDING[:length] + bytes((length, next_header)) for length in lengths)
+
+
+def trailer(alignment: int, inner_octets: int, next_header: int) -> bytes:
+    """What goes behind `inner_octets` octets before they are encrypted: padding, pad length and next header."""
+    return _trailers(alignment, next_header)[inner_octets % alignment]
 
 
 def _make_transform(suite: EspSuite, keymat: bytes) -> Transform:
@@ -71,6 +77,7 @@ class OutboundSa:
         self.packets = 0
         self.octets = 0  # of inner packets
         self.dropped: Counter[str] = Counter()  # by the one who feeds this SA
+        self.batch: BatchTransform | None = None  # made when the first batch comes
         self._sequence = sequence  # the last one used
         self._transform = _make_transform(suite, keymat)
 
@@ -87,16 +94,38 @@ class OutboundSa:
         """Whether so many sequence numbers are used that a new SA should be negotiated."""
         return self._sequence >= SOFT_SEQUENCE
 
+    @property
+    def transform(self) -> Transform:
+        """What seals one packet."""
+        return self._transform
+
+    def has_room_for(self, count: int) -> bool:
+        """Whether `count` sequence numbers are left."""
+        return self._sequence + count <= LAST_SEQUENCE
+
+    def claim(self, count: int) -> int:
+        """The first of `count` sequence numbers that belong to the caller from now on, used or not.
+
+        Raises SequenceExhaustedError, with none taken, if fewer are left.
+        """
+        first = self._sequence + 1
+        if not self.has_room_for(count):
+            raise SequenceExhaustedError(f"SPI 0x{self.spi:08x}: the sequence numbers are used up")
+        self._sequence += count
+        return first
+
+    def account(self, packets: int, octets: int) -> None:
+        """Count inner packets that were sealed."""
+        self.packets += packets
+        self.octets += octets
+
     def seal(self, packets: Sequence[bytes], next_header: int = IPV4) -> list[bytes]:
         """One ESP packet, from SPI to ICV, for each of `packets`, in order.
 
         Raises SequenceExhaustedError, with nothing sealed, if fewer sequence numbers than packets are left.
         """
-        first = self._sequence + 1
-        if self._sequence + len(packets) > LAST_SEQUENCE:
-            raise SequenceExhaustedError(f"SPI 0x{self.spi:08x}: the sequence numbers are used up")
         # Numbers are taken before anything is sealed: whatever happens below, none is used twice.
-        self._sequence += len(packets)
+        first = self.claim(len(packets))
         alignment = self.suite.cipher.alignment
         trailers = _trailers(alignment, next_header)
         spi, seed, seal = self.spi, self._transform.seed, self._transform.seal
@@ -104,8 +133,7 @@ class OutboundSa:
             seal(_HEADER.pack(spi, sequence), seed(sequence), packet + trailers[len(packet) % alignment])
             for sequence, packet in enumerate(packets, first)
         ]
-        self.packets += len(packets)
-        self.octets += sum(map(len, packets))
+        self.account(len(packets), sum(map(len, packets)))
         return sealed
 
 
@@ -124,8 +152,9 @@ class InboundSa:
         self.packets = 0
         self.octets = 0  # of inner packets
         self.dropped: Counter[str] = Counter()
+        self.next_header = next_header
+        self.batch: BatchTransform | None = None  # made when the first batch comes
         self._replay = ReplayWindow(window)
-        self._next_header = next_header
         self._carried = IPV4  # the next header of the last packet, where it is not fixed
         self._transform = _make_transform(suite, keymat)
         self._overhead = HEADER_OCTETS + suite.iv_octets + suite.icv_octets
@@ -137,6 +166,24 @@ class InboundSa:
     def sequence(self) -> int:
         """The highest sequence number of an authentic packet; 0 before the first."""
         return self._replay.top
+
+    @property
+    def transform(self) -> Transform:
+        """What opens one packet."""
+        return self._transform
+
+    def account(self, packets: int, octets: int) -> None:
+        """Count inner packets that were opened."""
+        self.packets += packets
+        self.octets += octets
+
+    def are_fresh(self, sequences: Sequence[int]) -> bool:
+        """Whether these sequence numbers rise and each of them is fresh, so that none decides about another."""
+        return self._replay.are_fresh(sequences)
+
+    def mark(self, sequences: Sequence[int]) -> None:
+        """Note that authentic packets had these sequence numbers, for which `are_fresh` was true."""
+        self._replay.mark_all(sequences)
 
     def is_ahead(self, packet: bytes) -> bool:
         """Whether an ESP packet, authentic or not, claims a higher sequence number than all authentic ones before."""
@@ -157,8 +204,7 @@ class InboundSa:
             if isinstance(inner, Drop):
                 self.dropped[inner.value] += 1
             else:
-                self.packets += 1
-                self.octets += len(inner)
+                self.account(1, len(inner))
         return opened
 
     def _open(self, packet: bytes) -> bytes | Drop:
@@ -176,12 +222,12 @@ class InboundSa:
         self._replay.mark(sequence)
         pad_octets, next_header = plaintext[-2], plaintext[-1]
         end = len(plaintext) - TRAILER_OCTETS - pad_octets
-        if end < 0 or plaintext[end:-TRAILER_OCTETS] != _PADDING[:pad_octets]:
+        if end < 0 or plaintext[end:-TRAILER_OCTETS] != PADDING[:pad_octets]:
             return Drop.PADDING
-        if next_header != self._next_header:
+        if next_header != self.next_header:
             if next_header == NO_NEXT_HEADER:
                 return Drop.DUMMY
-            if self._next_header is not None:
+            if self.next_header is not None:
                 return Drop.NEXT_HEADER
             self._carried = next_header
         return plaintext[:end]

@@ -51,8 +51,8 @@ class Gcm:
     """AES-GCM (RFC 4106): the IV is the sequence number, so it cannot repeat under one key."""
 
     def __init__(self, key: bytes, salt: bytes) -> None:
-        self._aead = AESGCM(key)
-        self._salt = salt
+        self.aead = AESGCM(key)
+        self.salt = salt
 
     def seed(self, sequence: int) -> bytes:
         """The 8 octets of the sequence number."""
@@ -60,12 +60,12 @@ class Gcm:
 
     def seal(self, header: bytes, seed: bytes, plaintext: bytes) -> bytes:
         """See `Transform.seal`; `seed` is the IV itself."""
-        return header + seed + self._aead.encrypt(self._salt + seed, plaintext, header)
+        return header + seed + self.aead.encrypt(self.salt + seed, plaintext, header)
 
     def open(self, packet: bytes) -> bytes | None:
         """See `Transform.open`."""
         try:
-            return self._aead.decrypt(self._salt + packet[8:16], packet[16:], packet[:8])
+            return self.aead.decrypt(self.salt + packet[8:16], packet[16:], packet[:8])
         except InvalidTag:
             return None
 
@@ -75,13 +75,13 @@ class Integrity:
 
     def __init__(self, authenticator: Authenticator | None, key: bytes) -> None:
         self._icv_octets = authenticator.icv_octets if authenticator else 0
-        self._hmac = hmac.HMAC(key, _HASHES[authenticator.hash]()) if authenticator else None
+        self.hmac = hmac.HMAC(key, _HASHES[authenticator.hash]()) if authenticator else None
 
     def icv(self, covered: bytes) -> bytes:
         """What goes behind `covered`, the packet from its SPI on."""
-        if self._hmac is None:
+        if self.hmac is None:
             return b""
-        context = self._hmac.copy()
+        context = self.hmac.copy()
         context.update(covered)
         return context.finalize()[: self._icv_octets]
 
@@ -103,9 +103,9 @@ class CbcHmac:
         self._block_octets = suite.iv_octets
         # The initial IV only reaches the ciphertext of the random block, which nobody decrypts.
         cipher = Cipher(_BLOCK_CIPHERS[suite.transform_id](key), modes.CBC(bytes(self._block_octets)))
-        self._encrypt = cipher.encryptor().update
-        self._decrypt = cipher.decryptor().update
-        self._integrity = integrity
+        self.encrypt = cipher.encryptor().update
+        self.decrypt = cipher.decryptor().update
+        self.integrity = integrity
 
     def seed(self, sequence: int) -> bytes:
         """A block of the system's randomness."""
@@ -113,20 +113,20 @@ class CbcHmac:
 
     def seal(self, header: bytes, seed: bytes, plaintext: bytes) -> bytes:
         """See `Transform.seal`; the IV is the encrypted `seed`."""
-        covered = header + self._encrypt(seed + plaintext)
-        return covered + self._integrity.icv(covered)
+        covered = header + self.encrypt(seed + plaintext)
+        return covered + self.integrity.icv(covered)
 
     def open(self, packet: bytes) -> bytes | None:
         """See `Transform.open`."""
-        covered = self._integrity.checked(packet)
-        return None if covered is None else self._decrypt(covered[HEADER_OCTETS:])[self._block_octets :]
+        covered = self.integrity.checked(packet)
+        return None if covered is None else self.decrypt(covered[HEADER_OCTETS:])[self._block_octets :]
 
 
 class NullHmac:
     """No encryption and no IV (RFC 2410), and an HMAC."""
 
     def __init__(self, integrity: Integrity) -> None:
-        self._integrity = integrity
+        self.integrity = integrity
 
     def seed(self, sequence: int) -> bytes:
         """Nothing."""
@@ -135,11 +135,11 @@ class NullHmac:
     def seal(self, header: bytes, seed: bytes, plaintext: bytes) -> bytes:
         """See `Transform.seal`."""
         covered = header + plaintext
-        return covered + self._integrity.icv(covered)
+        return covered + self.integrity.icv(covered)
 
     def open(self, packet: bytes) -> bytes | None:
         """See `Transform.open`."""
-        covered = self._integrity.checked(packet)
+        covered = self.integrity.checked(packet)
         return None if covered is None else covered[HEADER_OCTETS:]
 
 
