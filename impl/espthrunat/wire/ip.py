@@ -107,3 +107,15 @@ def checksum(octets: bytes) -> int:
 def adjusted(old_checksum: int, old_word: int, new_word: int) -> int:
     """The checksum after one 16-bit word under it has changed (RFC 1624, equation 3)."""
     return 0xFFFF ^ ((0xFFFF ^ old_checksum) + (0xFFFF ^ old_word) + new_word) % 0xFFFF
+
+
+def completed(packet: bytes, start: int, offset: int) -> bytes:
+    """`packet` with the checksum finished that counts from octet `start` and lies `offset` octets behind it.
+
+    Its field holds the sum of the pseudo header. 0 is written as 0xFFFF, which is the same number, and in UDP means
+    that there is a checksum (RFC 768). Where the field does not lie in the packet, nothing is done.
+    """
+    at = start + offset
+    if at + 2 > len(packet):
+        return packet
+    return packet[:at] + (0xFFFF - ones_sum(packet[start:])).to_bytes(2, "big") + packet[at + 2 :]
