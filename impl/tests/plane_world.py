@@ -156,8 +156,11 @@ NAT_ADDRESS = "192.0.2.254"
 
 
 @contextmanager
-def clients_behind_a_nat() -> Iterator[tuple[list[Namespace], Namespace]]:
-    """Two clients with the addresses `LAN`, and a server that sees both as `NAT_ADDRESS`; its own is OUTER[1]."""
+def clients_behind_a_nat(wan_mtu: int = 1500) -> Iterator[tuple[list[Namespace], Namespace]]:
+    """Two clients with the addresses `LAN`, and a server that sees both as `NAT_ADDRESS`; its own is OUTER[1].
+
+    `wan_mtu` is what the link between NAT and server carries; the NAT says so where a client sends more.
+    """
     with ExitStack() as stack:
         nat, server, *clients = (stack.enter_context(namespace()) for _ in range(4))
         wires = [(server, f"{OUTER[1]}/24", "wan", f"{NAT_ADDRESS}/24")]
@@ -178,6 +181,8 @@ def clients_behind_a_nat() -> Iterator[tuple[list[Namespace], Namespace]]:
         for host, _, name, _ in wires:
             host.await_up("wan")
             nat.await_up(name)
+        for side in (nat, server):
+            side.run("ip", "link", "set", "wan", "mtu", str(wan_mtu))
         nat.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
         nat.run("iptables", "-t", "nat", "-A", "POSTROUTING", "-o", "wan", "-j", "MASQUERADE")
         yield clients, server
@@ -241,14 +246,19 @@ class PlaneProcess:
 
 
 @contextmanager
-def plane(inside: Namespace, tmp_path: FilePath, configure: Configure | None = None) -> Iterator[PlaneProcess]:
-    """A plane in a namespace; with `configure`, one that is ready."""
+def plane(
+    inside: Namespace, tmp_path: FilePath, configure: Configure | None = None, patch: str = ""
+) -> Iterator[PlaneProcess]:
+    """A plane in a namespace; with `configure`, one that is ready. `patch` is Python that it runs first."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     log = tmp_path / f"plane-{inside.pid}.log"
     with ExitStack() as stack:
         stack.enter_context(ours)
         with theirs, log.open("wb") as stderr:
-            command = [*inside.enter, sys.executable, "-m", "espthrunat.plane", "--fd", str(theirs.fileno())]
+            program = ["-m", "espthrunat.plane"]
+            if patch:
+                program = ["-c", f"{patch}\nimport sys\nfrom espthrunat.plane.__main__ import main\nmain(sys.argv[1:])"]
+            command = [*inside.enter, sys.executable, *program, "--fd", str(theirs.fileno())]
             process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stderr=stderr)
         stack.enter_context(process)
         stack.callback(process.kill)

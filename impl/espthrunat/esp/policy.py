@@ -107,18 +107,23 @@ class PolicyTable:
         self._policies: dict[str, Selectors] = {}
         self._fallbacks: dict[str, Selectors] = {}
         self._cache: dict[IpHeader, str | None] = {}
+        self.changes = 0  # how often anything was changed
 
     def add(self, name: str, selectors: Selectors, *, fallback: bool = False) -> None:
         """Add a policy at the end; one of the same name keeps its place and gets new selectors."""
         (self._policies if fallback else self._fallbacks).pop(name, None)
         (self._fallbacks if fallback else self._policies)[name] = selectors
-        self._cache.clear()
+        self._changed()
 
     def remove(self, name: str) -> None:
         """Remove a policy, if it is there."""
         self._policies.pop(name, None)
         self._fallbacks.pop(name, None)
+        self._changed()
+
+    def _changed(self) -> None:
         self._cache.clear()
+        self.changes += 1
 
     def lookup(self, header: IpHeader) -> str | None:
         """The name of the policy that protects the packet; None if none does."""

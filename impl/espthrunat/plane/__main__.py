@@ -6,6 +6,7 @@ import ctypes
 import gc
 import importlib
 import logging
+import os
 import select
 import signal
 import socket
@@ -22,6 +23,7 @@ from .tun import TunGoneError
 
 _log = logging.getLogger("espthrunat.plane")
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_GARBAGE = 100_000  # objects; batches make and free hundreds, and none of them in cycles, which is all that gc can find
 
 
 def main(arguments: list[str]) -> int:
@@ -29,6 +31,7 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 2 or arguments[0] != "--fd" or not arguments[1].isdigit():
         sys.stderr.write("usage: python -m espthrunat.plane --fd N   (started by the daemon, not by hand)\n")
         return 2
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # numpy's: no matrix is multiplied here, so no thread need wait for one
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.INFO, stream=sys.stderr)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the daemon, which says goodbye to its peers first
     signal.signal(signal.SIGTERM, _end)
@@ -76,6 +79,7 @@ def _serve(sock: socket.socket) -> int:
         channel.send(Ready())
         importlib.import_module("espthrunat.esp.transforms")  # while IKE negotiates, not when the first SA comes
         gc.freeze()  # what exists by now stays; no collection needs to look at it again
+        gc.set_threshold(_GARBAGE)
         plane.run()
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the end has begun

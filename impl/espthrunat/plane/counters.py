@@ -16,7 +16,8 @@ class Count(enum.StrEnum):
     """The names of counters, as `messages.Stats` carries them. Drops begin with "drop_".
 
     ESP packets that an SA refused are "drop_esp_" and the value of an `esp.sa.Drop`; failed system calls are "error_",
-    what was tried, and errno's name. Both come into being when they first happen.
+    what was tried, and errno's name; "fallback_" and a feature is what the kernel lacks. All come into being when they
+    first happen.
     """
 
     UDP_IN = "udp_in"
@@ -54,6 +55,8 @@ class Count(enum.StrEnum):
     """Inner packets that the kernel had no room for while we were busy."""
     DROP_SOCKET_QUEUE = "drop_socket_queue"
     """The same for what came from the wire."""
+    DROP_TOO_LONG = "drop_too_long"
+    """An inner packet that the path to its peer does not carry in one piece; its sender is told how much it does."""
     DROP_LOOP = "drop_loop"
     """Our own datagrams, routed back into the TUN device."""
 
@@ -63,7 +66,8 @@ class Counters:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.values: Counter[str] = Counter()
-        self._junk = JunkLog(logging.getLogger("espthrunat.plane"), clock)
+        self._log = logging.getLogger("espthrunat.plane")
+        self._junk = JunkLog(self._log, clock)
 
     def add(self, count: str, number: int = 1) -> None:
         """Count something that happens in peace."""
@@ -73,6 +77,13 @@ class Counters:
         """Count something that somebody may wonder about; log `detail`, at most once a second for each `count`."""
         self.values[count] += number
         self._junk.note(count, detail, number)
+
+    def fall_back(self, feature: str, detail: str) -> None:
+        """The kernel lacks `feature`, so the plane goes on without it: counted, and logged the first time."""
+        name = f"fallback_{feature}"
+        if not self.values[name]:
+            self._log.warning("%s: the kernel cannot do this, which costs throughput: %s", name, detail)
+        self.values[name] += 1
 
     def failed(self, action: str, error: OSError, number: int = 1) -> None:
         """Count a system call that failed; `action` is a word such as "udp_send"."""

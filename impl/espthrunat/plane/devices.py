@@ -10,7 +10,7 @@ from . import netconfig
 from .counters import Counters
 from .steering import MARK, Steering
 from .tun import Tun
-from .udp_socket import UdpSocket
+from .udp_socket import UdpSocket, segments_in_a_train
 
 
 class StartError(Exception):
@@ -61,7 +61,7 @@ def open_devices(configure: Configure, mtu: int, counters: Counters) -> Devices:
     except (OSError, OverflowError) as error:
         raise StartError(_explain(where, error, _UDP_ADVICE)) from error
     try:
-        tun = _open_tun(configure.tun, mtu, counters)
+        tun = _open_tun(configure.tun, mtu, segments_in_a_train(configure.mtu), counters)
     except StartError:
         udp.close()
         raise
@@ -75,7 +75,7 @@ def open_devices(configure: Configure, mtu: int, counters: Counters) -> Devices:
     return Devices(udp, tun, steering)
 
 
-def _open_tun(name: str, mtu: int, counters: Counters) -> Tun:
+def _open_tun(name: str, mtu: int, segments: int, counters: Counters) -> Tun:
     try:
         tun = Tun(name, counters)
     except (OSError, ValueError) as error:
@@ -85,6 +85,7 @@ def _open_tun(name: str, mtu: int, counters: Counters) -> Tun:
     except OSError as error:
         tun.close()
         raise StartError(_explain(f"TUN device {name} (MTU {mtu})", error, _TUN_ADVICE)) from error
+    tun.set_segments(segments)
     return tun
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 
 from ..wire import ip
 from .counters import Count, Counters
 from .sadb import Address
-from .udp_socket import enlarge_buffers
+from .udp_socket import TooLongError, enlarge_buffers, forbid_fragments, fragments_allowed
 
 _MAX_PACKET = 65535
 
@@ -22,6 +23,7 @@ class EspSocket:
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
             enlarge_buffers(self._socket)
+            forbid_fragments(self._socket)
             self._socket.bind((address, 0))
         except OSError:
             self._socket.close()
@@ -49,14 +51,30 @@ class EspSocket:
         self._counters.add(Count.RAW_IN, len(packets))
         return packets
 
-    def send(self, packets: list[bytes], remote: Address) -> int:
-        """Send ESP packets to `remote` and say how many the kernel took; the others are counted and lost."""
-        taken = 0
-        for packet in packets:
+    def send_in_fragments(self, packet: bytes, remote: Address) -> int:
+        """Send an ESP packet, in fragments where the path is too narrow. 1 if the kernel took it."""
+        with fragments_allowed(self._socket):
             try:
-                self._socket.sendto(packet, remote)
-                taken += 1
-            except OSError as error:
+                return self.send([packet], remote)
+            except TooLongError as error:
                 self._counters.failed("raw_send", error)
-        self._counters.add(Count.RAW_OUT, taken)
+                return 0
+
+    def send(self, packets: list[bytes], remote: Address) -> int:
+        """Send ESP packets to `remote` and say how many the kernel took; the others are counted and lost.
+
+        Raises TooLongError where the path does not carry one of them; those behind it are not sent.
+        """
+        taken = 0
+        try:
+            for packet in packets:
+                try:
+                    self._socket.sendto(packet, remote)
+                    taken += 1
+                except OSError as error:
+                    if error.errno == errno.EMSGSIZE:
+                        raise TooLongError(*error.args) from error
+                    self._counters.failed("raw_send", error)
+        finally:
+            self._counters.add(Count.RAW_OUT, taken)
         return taken

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from ..esp.sa import Drop
 from ..messages import Direction, Expire, Mode, Path, Rebound, Used
-from ..wire.ip import MIN_OCTETS, TCP, UDP, parse_ipv4
+from ..wire.ip import MAX_OCTETS, MIN_OCTETS, TCP, UDP, parse_ipv4
 from ..wire.udp import ESP_MARKER, Kind, classify
-from . import transport
+from . import bulk, transport
+from .arrivals import Arrival
 from .channel import Channel
 from .counters import Count, Counters
 from .keepalive import Keepalives
+from .path_mtu import clamped
 from .sadb import Address, Inbound, SaDatabase
-from .tun import Tun, unverified
+from .super_packet import CHECKSUM_OFFSETS
+from .tun import Tun
+from .vnet import unverified
+
+if TYPE_CHECKING:
+    from .bulk_in import BulkOpener
 
 _SPI_OCTETS = 4
+_FEWEST = 4  # datagrams that may be worth a batch
 _MARKER_OCTETS = len(ESP_MARKER)
-_UNVERIFIED = {protocol: unverified(MIN_OCTETS, transport.CHECKSUM_OFFSETS[protocol]) for protocol in (TCP, UDP)}
+_UNVERIFIED = {protocol: unverified(MIN_OCTETS, CHECKSUM_OFFSETS[protocol]) for protocol in (TCP, UDP)}
 
 
 class InboundFlow:
@@ -31,6 +40,30 @@ class InboundFlow:
         self._channel = channel
         self._counters = counters
         self._keepalives = keepalives
+        self.mtu = MAX_OCTETS  # of what goes the other way: opened connections are told
+        self._bulk: BulkOpener | None = None
+
+    def arrivals(self, arrivals: Sequence[Arrival], local: Address) -> None:
+        """Deal with what a UDP socket received at `local`."""
+        few: list[tuple[bytes, Address]] = []
+        for arrival in arrivals:
+            if arrival.count < _FEWEST or not self._sadb.receives or not bulk.is_ready():
+                few += [(datagram, arrival.remote) for datagram in arrival.datagrams()]
+                continue
+            if few:
+                self.datagrams(few, local)
+                few = []
+            self._opener().arrival(arrival, local)
+        if few:
+            self.datagrams(few, local)
+
+    def _opener(self) -> BulkOpener:
+        if self._bulk is None:
+            # Not imported above: see bulk.py.
+            from .bulk_in import BulkOpener
+
+            self._bulk = BulkOpener(self._sadb, self._tun, self)
+        return self._bulk
 
     def datagrams(self, received: Sequence[tuple[bytes, Address]], local: Address) -> None:
         """Deal with UDP datagrams that arrived at `local`, by the rules of the draft, 3.2 and 4.3."""
@@ -96,7 +129,7 @@ class InboundFlow:
             self._counters.add(Count.REBOUND)
             self._channel.send(Rebound(spi, old, new))
             deliver()
-            self._account(inbound)
+            self.account(inbound)
             return True
         return False
 
@@ -114,8 +147,15 @@ class InboundFlow:
             self._tun.write(self._allowed(inbound, sa.open(packets)))
         else:
             self._deliver_payloads(inbound, sa.open_any(packets))
-        if hard or not inbound.told_used or inbound.limits.soft:
-            self._account(inbound)
+        self.account(inbound)
+
+    def deliver(self, inbound: Inbound, opened: Sequence[tuple[int, bytes] | Drop]) -> None:
+        """Hand what came out of ESP packets, with its next headers, to the kernel as far as it is allowed."""
+        if inbound.mode is Mode.TUNNEL:
+            inner = [packet if isinstance(packet, Drop) else packet[1] for packet in opened]
+            self._tun.write(self._allowed(inbound, inner))
+        else:
+            self._deliver_payloads(inbound, opened)
 
     def _opened(self, inbound: Inbound, packets: list[bytes]) -> Callable[[], None]:
         """Open packets; what to call to deliver them, once their SA is where it belongs."""
@@ -125,9 +165,11 @@ class InboundFlow:
         payloads = inbound.sa.open_any(packets)
         return lambda: self._deliver_payloads(inbound, payloads)
 
-    def _account(self, inbound: Inbound) -> None:
+    def account(self, inbound: Inbound) -> None:
         """Tell the daemon what it must know of an SA that was used."""
         sa, limits = inbound.sa, inbound.limits
+        if inbound.told_used and not limits.hard and not limits.soft:
+            return
         if not inbound.told_used and sa.sequence:
             inbound.told_used = True
             self._channel.send(Used(sa.spi, inbound.path))
@@ -144,7 +186,7 @@ class InboundFlow:
         matches = inbound.selectors.matches_inbound
         for inner in opened:
             if isinstance(inner, Drop):
-                self._refuse(inbound, inner)
+                self.refuse(inbound, inner)
             elif (header := parse_ipv4(inner)) is None:
                 self._count(inbound, Count.DROP_INNER_MALFORMED, f"{len(inner)} octets")
             elif not matches(header):
@@ -152,16 +194,16 @@ class InboundFlow:
             else:
                 allowed.append(inner)
         if inbound.mapping is not None:
-            return [inbound.mapping.arrived(inner) for inner in allowed]
-        return allowed
+            allowed = [inbound.mapping.arrived(inner) for inner in allowed]
+        return [clamped(inner, self.mtu) for inner in allowed]
 
-    def _deliver_payloads(self, inbound: Inbound, opened: list[tuple[int, bytes] | Drop]) -> None:
+    def _deliver_payloads(self, inbound: Inbound, opened: Sequence[tuple[int, bytes] | Drop]) -> None:
         flows = self._sadb.flows
         plain: list[bytes] = []
         unchecked: dict[int, list[bytes]] = {}
         for inner in opened:
             if isinstance(inner, Drop):
-                self._refuse(inbound, inner)
+                self.refuse(inbound, inner)
                 continue
             protocol, payload = inner
             try:
@@ -174,12 +216,17 @@ class InboundFlow:
         for protocol, packets in unchecked.items():
             self._tun.write(packets, _UNVERIFIED[protocol])
 
-    def _refuse(self, inbound: Inbound, drop: Drop) -> None:
+    def refuse(self, inbound: Inbound, drop: Drop, number: int = 1) -> None:
+        """Count ESP packets that gave no inner packet."""
         count = f"drop_esp_{drop.value}"
         if drop is Drop.DUMMY:
-            self._counters.add(count)
+            self._counters.add(count, number)
         else:
-            self._counters.drop(count, f"SPI 0x{inbound.sa.spi:08x} from {inbound.path.remote}")
+            self._counters.drop(count, f"SPI 0x{inbound.sa.spi:08x} from {inbound.path.remote}", number)
+
+    def cannot_join(self) -> None:
+        """Note that the kernel takes no super-packets of some kind."""
+        self._counters.fall_back("tun_super_write", "super-packets are refused")
 
     def _count(self, inbound: Inbound, count: Count, detail: str) -> None:
         inbound.sa.dropped[count.removeprefix("drop_")] += 1

@@ -27,7 +27,7 @@ from ..messages import (
 )
 from ..wire.ip import MIN_OCTETS
 from ..wire.udp import KEEPALIVE
-from . import netconfig
+from . import bulk, netconfig
 from .channel import Channel, DaemonGoneError
 from .counters import Count, Counters
 from .devices import Devices
@@ -35,13 +35,16 @@ from .esp_socket import EspSocket
 from .inbound import InboundFlow
 from .keepalive import Keepalives
 from .outbound import OutboundFlow
+from .path_mtu import PathMtus, fragmentation_needed
 from .queues import Queues
 from .sadb import Outbound, SaDatabase
 from .steering import MARK
+from .udp_socket import segments_in_a_train
 
 _BATCH = 64  # packets or messages a wake: long enough to be efficient, short enough that nobody starves
 _UDP_OVERHEAD = 20 + 8 + 8  # octets: IP, UDP, marker
 _RAW_OVERHEAD = 20
+_IDLE_SECONDS = 0.05
 _MIN_MTU = 68  # octets (RFC 791, 3.2)
 
 
@@ -74,8 +77,12 @@ class Plane:
         self._sadb = SaDatabase(clock)
         self._inbound = InboundFlow(self._sadb, devices.tun, channel, counters, self._keepalives)
         self._outbound = OutboundFlow(self._sadb, devices.udp, channel, counters, self._keepalives, clock)
-        self._mtu = initial_mtu(configure.mtu)  # the TUN device's
         self._queues = Queues(configure.tun, counters)
+        self._outbound.tell_sender = self._tell_sender
+        self._outbound.learn_path = self._learn_path
+        self._path_mtus = PathMtus(configure.mtu, configure.address, MARK, clock)
+        self._mtu = self._inbound.mtu = initial_mtu(configure.mtu)  # the TUN device's
+        self._awaits_bulk: bool | None = None  # None before the first SA
         self._epoll = select.epoll()
 
     def close(self) -> None:
@@ -97,9 +104,12 @@ class Plane:
         awaits_room = False
         while True:
             due = min((when for when in (keepalives.due(), held.due()) if when is not None), default=None)
-            for fd, events in epoll.poll(None if due is None else max(0.0, due - self._clock())):
+            ready = epoll.poll(self._patience(due))
+            if not ready:
+                self._use_the_quiet()
+            for fd, events in ready:
                 if fd == udp_fd:
-                    self._inbound.datagrams(udp.receive(_BATCH), udp.local)
+                    self._inbound.arrivals(udp.receive(), udp.local)
                 elif fd == tun_fd:
                     self._outbound.packets(tun.read(_BATCH))
                 elif fd != control_fd:
@@ -116,9 +126,25 @@ class Plane:
                 awaits_room = channel.has_waiting
                 epoll.modify(control_fd, select.EPOLLIN | (select.EPOLLOUT if awaits_room else 0))
 
+    def _patience(self, due: float | None) -> float | None:
+        """How many seconds to wait for events; None for as long as it takes."""
+        old = self._path_mtus.due()
+        if old is not None:
+            due = old if due is None else min(due, old)
+        seconds = None if due is None else max(0.0, due - self._clock())
+        if self._awaits_bulk:
+            return _IDLE_SECONDS if seconds is None else min(seconds, _IDLE_SECONDS)
+        return seconds
+
+    def _use_the_quiet(self) -> None:
+        if self._awaits_bulk:
+            self._awaits_bulk = not bulk.is_ready()
+        if self._path_mtus.forget_old():
+            self._adapt_mtu()
+
     def _send_keepalives(self) -> None:
         for path in self._keepalives.take_due():
-            taken = self._devices.udp.send([KEEPALIVE], (path.remote, path.remote_port))
+            taken = self._devices.udp.send_in_fragments(KEEPALIVE, (path.remote, path.remote_port))
             self._counters.add(Count.KEEPALIVE_OUT, taken)
 
     def _obey(self) -> bool:
@@ -157,7 +183,7 @@ class Plane:
     def _send_ike(self, message: Datagrams) -> None:
         for path, datagram in message.items:
             remote = (path.remote, path.remote_port)
-            taken = self._devices.udp.send([datagram], remote)
+            taken = self._devices.udp.send_in_fragments(datagram, remote)
             self._keepalives.sent(remote)
             self._counters.add(Count.IKE_OUT, taken)
 
@@ -165,6 +191,8 @@ class Plane:
         if message.encapsulation is Encapsulation.NONE:
             self._open_raw()
         self._sadb.add(message)
+        if self._awaits_bulk is None:
+            self._awaits_bulk = self._devices.udp.expects_bulk = True
         if message.direction is Direction.OUTBOUND:
             self._adapt_mtu()
             self._outbound.release(message.policy)
@@ -205,16 +233,29 @@ class Plane:
 
     def _adapt_mtu(self) -> None:
         """Let the kernel know the largest packet that all outbound SAs can carry (WIRE-6)."""
-        largest = [_largest_packet(outbound, self._configure.mtu) for outbound in self._sadb.outbound()]
-        mtu = max(_MIN_MTU, min(largest)) if largest else initial_mtu(self._configure.mtu)
+        path_mtu = self._configure.mtu
+        largest = []
+        for outbound in self._sadb.outbound():
+            path_mtu = min(path_mtu, of_path := self._path_mtus.of(outbound.path.remote))
+            outbound.room = max(_MIN_MTU, _largest_packet(outbound, of_path))
+            largest.append(outbound.room)
+        mtu = min(largest) if largest else initial_mtu(self._configure.mtu)
         if mtu == self._mtu:
             return
+        self._devices.tun.set_segments(segments_in_a_train(path_mtu))
         try:
             netconfig.set_mtu(self._devices.tun.name, mtu)
         except OSError as error:
             self._counters.failed("set_mtu", error)
         else:
-            self._mtu = mtu
+            self._mtu = self._inbound.mtu = mtu
+
+    def _learn_path(self, outbound: Outbound) -> None:
+        if self._path_mtus.learn(outbound.path.remote):
+            self._adapt_mtu()
+
+    def _tell_sender(self, packet: bytes, most: int) -> None:
+        self._devices.tun.write([fragmentation_needed(packet, most)])
 
 
 def _largest_packet(outbound: Outbound, path_mtu: int) -> int:

@@ -31,6 +31,11 @@ def bring_up(name: str, mtu: int) -> None:
         fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack(f"{_NAME}H22x", name.encode(), flags | _IFF_UP))
 
 
+def set_segments(name: str, most: int) -> None:
+    """Let the kernel make super-packets of at most so many segments. Raises OSError."""
+    netlink.set_segments(name, most)
+
+
 def set_mtu(name: str, mtu: int) -> None:
     """Set the device's MTU in octets. Raises OSError."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:

@@ -15,7 +15,7 @@ PROTOCOL = 145
 
 _NETLINK_ROUTE = 0
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_RTM_SETLINK, _IFLA_TXQLEN = 19, 13
+_RTM_SETLINK, _IFLA_TXQLEN, _IFLA_GSO_MAX_SEGS = 19, 13, 40
 _RTM_NEWROUTE, _RTM_DELROUTE = 24, 25
 _RTM_NEWRULE, _RTM_DELRULE, _RTM_GETRULE = 32, 33, 34
 _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_REPLACE, _NLM_F_DUMP, _NLM_F_CREATE = 0x1, 0x4, 0x100, 0x300, 0x400
@@ -91,8 +91,17 @@ def delete_route(network: str, device: str, table: int) -> None:
 
 def set_queue(device: str, packets: int) -> None:
     """Like `ip link set DEVICE txqueuelen PACKETS`: an ioctl would ask for rights that a user namespace cannot give."""
+    _set_link(device, _IFLA_TXQLEN, packets)
+
+
+def set_segments(device: str, most: int) -> None:
+    """Like `ip link set DEVICE gso_max_segs MOST`: how many segments a super-packet may have. Raises OSError."""
+    _set_link(device, _IFLA_GSO_MAX_SEGS, most)
+
+
+def _set_link(device: str, attribute: int, value: int) -> None:
     link = _LINK_MESSAGE.pack(socket.AF_UNSPEC, 0, socket.if_nametoindex(device), 0, 0)
-    _request(_RTM_SETLINK, 0, link + _attribute(_IFLA_TXQLEN, struct.pack("=I", packets)))
+    _request(_RTM_SETLINK, 0, link + _attribute(attribute, struct.pack("=I", value)))
 
 
 def _rule_body(rule: Rule) -> bytes:

@@ -14,7 +14,7 @@ from ..esp.policy import PolicyTable, Selectors, parse_network
 from ..esp.sa import InboundSa, OutboundSa
 from ..esp.suites import SUITES
 from ..messages import AddSa, DeleteSa, Direction, Encapsulation, Mode, Path, SaStats
-from ..wire.ip import IPV4, IpHeader
+from ..wire.ip import IPV4, MAX_OCTETS, IpHeader
 from .flows import Flows
 from .mapping import Mapping
 
@@ -71,6 +71,7 @@ class Outbound:
     mapping: Mapping | None = None  # of the inner packets' destinations; the selectors are those before it
     old_path: Path | None = None
     told_soft: bool = False  # the daemon knows that this SA must be replaced
+    room: int = MAX_OCTETS  # octets of the largest inner packet that the path carries
     remote: Address = field(init=False)
 
     def __post_init__(self) -> None:
@@ -100,6 +101,7 @@ class SaDatabase:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.policies = PolicyTable()
         self.flows = Flows(self._leads_to, clock)  # of transport mode
+        self._changes = 0
         self._inbound: dict[InboundKey, Inbound] = {}
         self._by_spi: dict[int, list[Inbound]] = {}
         self._outbound: dict[str, list[Outbound]] = {}  # of a policy, oldest first
@@ -130,6 +132,7 @@ class SaDatabase:
             )
             self._by_spi.setdefault(message.spi, []).append(inbound)
         else:
+            self._changes += 1
             out = OutboundSa(message.spi, suite, message.keymat)
             if mapping is not None:
                 selectors = Selectors.of(msgspec.structs.replace(message.selector, remote=message.mapped))
@@ -137,6 +140,11 @@ class SaDatabase:
             self._outbound.setdefault(policy, []).append(outbound)
             if mode is Mode.TRANSPORT:
                 self._on_path.setdefault(path, []).append(outbound)
+
+    @property
+    def changes(self) -> int:
+        """Counts up whenever a packet may find another outbound SA than before."""
+        return self._changes + self.policies.changes
 
     def delete(self, message: DeleteSa) -> None:
         """Forget an SA, if it is there. Of a policy's outbound SAs the newest that is left is used."""
@@ -151,6 +159,7 @@ class SaDatabase:
 
     def remove(self, outbound: Outbound) -> None:
         """Forget an outbound SA, if it is there."""
+        self._changes += 1
         _remove(self._outbound, outbound.policy, outbound)
         _remove(self._on_path, outbound.path, outbound)
 
@@ -177,6 +186,11 @@ class SaDatabase:
     def find_inbound(self, spi: int, remote: Address, local: Address) -> Inbound | None:
         """The SA of an ESP packet that came from `remote` to `local`: an SA does not move with forged outer headers."""
         return self._inbound.get((spi, remote, local))
+
+    @property
+    def receives(self) -> bool:
+        """Whether there is any inbound SA."""
+        return bool(self._inbound)
 
     def knows_inbound_spi(self, spi: int) -> bool:
         """Whether some inbound SA has the SPI, whatever its path."""

@@ -25,8 +25,7 @@ from ..wire.ip import (
 from .counters import Count
 from .flows import Flow, FlowKey, Flows
 from .sadb import Inbound
-
-CHECKSUM_OFFSETS = {TCP: 16, UDP: 6}  # octets, in the protocol's header
+from .super_packet import CHECKSUM_OFFSETS
 
 _TCP_FLAGS = 13
 _ICMP_OCTETS = 8
