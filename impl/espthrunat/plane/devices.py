@@ -57,11 +57,11 @@ def open_devices(configure: Configure, mtu: int, counters: Counters) -> Devices:
     """Open UDP port and TUN device, the latter up with `mtu` octets, and make ready for policies. Raises StartError."""
     where = f"UDP {configure.address}:{configure.port}"
     try:
-        udp = UdpSocket(configure.address, configure.port, counters, MARK)
+        udp = UdpSocket(configure.address, configure.port, counters, MARK, trains=configure.batches)
     except (OSError, OverflowError) as error:
         raise StartError(_explain(where, error, _UDP_ADVICE)) from error
     try:
-        tun = _open_tun(configure.tun, mtu, segments_in_a_train(configure.mtu), counters)
+        tun = _open_tun(configure, mtu, counters)
     except StartError:
         udp.close()
         raise
@@ -75,9 +75,10 @@ def open_devices(configure: Configure, mtu: int, counters: Counters) -> Devices:
     return Devices(udp, tun, steering)
 
 
-def _open_tun(name: str, mtu: int, segments: int, counters: Counters) -> Tun:
+def _open_tun(configure: Configure, mtu: int, counters: Counters) -> Tun:
+    name = configure.tun
     try:
-        tun = Tun(name, counters)
+        tun = Tun(name, counters) if configure.batches else Tun(name, counters, ())
     except (OSError, ValueError) as error:
         raise StartError(_explain(f"TUN device {name}", error, _TUN_ADVICE)) from error
     try:
@@ -85,7 +86,7 @@ def _open_tun(name: str, mtu: int, segments: int, counters: Counters) -> Tun:
     except OSError as error:
         tun.close()
         raise StartError(_explain(f"TUN device {name} (MTU {mtu})", error, _TUN_ADVICE)) from error
-    tun.set_segments(segments)
+    tun.set_segments(segments_in_a_train(configure.mtu))
     return tun
 
 
