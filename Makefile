@@ -17,6 +17,8 @@ WITNESSES := ike-scan xl2tpd ssh:openssh-client sshd:openssh-server
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
+# Of the tests: more than processors, since many wait for a NAT to forget or a peer to be given up.
+WORKERS ?= $(shell echo $$(( ($$(nproc) * 3 + 1) / 2 )))
 # What the tests run of the matrix: every scenario in every mode, without figures, which tests beside them would spoil.
 SMOKE := --natbed-matrix smoke --natbed-seconds 0 topologies impl/tests harness/tests
 
@@ -26,7 +28,7 @@ demo: setup device ## scenario A end to end: verdict, figures, and where the evi
 
 .PHONY: test
 test: setup device witnesses lint ## all checks and tests, and the smoke matrix
-	@$(BIN)/pytest -n auto $(SMOKE)
+	@$(BIN)/pytest -n $(WORKERS) $(SMOKE)
 
 .PHONY: matrix
 matrix: setup device ## scenarios in every pair of their variations; natbed matrix --help has more
@@ -51,7 +53,7 @@ peers: setup .venv/peers ## strongSwan for natbed bench: unpacked, not installed
 # The table is shown even where a test failed; a failure of either counts.
 .PHONY: conformance
 conformance: setup device witnesses ## every requirement of the draft with its tests and their results
-	@code=0; $(BIN)/pytest -m draft -n auto $(SMOKE) || code=$$?; \
+	@code=0; $(BIN)/pytest -m draft -n $(WORKERS) $(SMOKE) || code=$$?; \
 	$(BIN)/natbed conformance --markdown results/conformance.md || { verdict=$$?; [ $$code != 0 ] || code=$$verdict; }; \
 	exit $$code
 
