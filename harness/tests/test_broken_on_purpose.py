@@ -243,8 +243,13 @@ def test_what_goes_in_clear_and_arrives_is_noticed_by_the_wire_alone(tmp_path: p
 
 
 def test_a_tunnel_that_hides_what_it_adds_fails_connectivity(tmp_path: pathlib.Path) -> None:
-    record = broken(cell(), tmp_path, lambda lab: commands(lab["client1"], "ip link set esp0 mtu 1500"))
+    """Neither the device nor ICMP says how long a packet may be."""
+
+    def sabotage(lab: Lab) -> None:
+        silence = "iptables -A INPUT -p icmp --icmp-type fragmentation-needed -j DROP"
+        commands(lab["client1"], "ip link set esp0 mtu 1500", silence)
+
+    record = broken(cell(), tmp_path, sabotage)
     assert failures(record) == ["connectivity"]
-    assert record.reason.startswith(
-        "connectivity: udp sizes client1 (192.168.1.11) -> server (10.99.0.1): a packet of "
-    )
+    assert record.reason.startswith("connectivity: udp sizes client1 (192.168.1.11) -> server (10.99.0.1): ")
+    assert "with DF neither arrived nor was refused" in record.reason

@@ -209,8 +209,9 @@ counted(tun.Tun, "supers", "write_super")
         transfer(*sides)
         for running in planes:
             counters = running.stats().counters
-            assert counters["udp_out"] > 10 * counters["trains"]
-            assert counters["tun_out"] > 10 * counters["supers"]
+            # how many go together depends on who else wants the processor
+            assert counters["udp_out"] > 4 * counters["trains"]
+            assert counters["tun_out"] > 4 * counters["supers"]
 
 
 class Relay:
