@@ -17,7 +17,7 @@ WITNESSES := ike-scan xl2tpd ssh:openssh-client sshd:openssh-server
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
-# Of the tests: more than processors, since many wait for a NAT to forget or a peer to be given up.
+# Of tests and cells: more than processors, since many wait for a NAT to forget or a peer to be given up.
 WORKERS ?= $(shell echo $$(( ($$(nproc) * 3 + 1) / 2 )))
 # What the tests run of the matrix: every scenario in every mode, without figures, which tests beside them would spoil.
 SMOKE := --natbed-matrix smoke --natbed-seconds 0 topologies impl/tests harness/tests
@@ -32,7 +32,7 @@ test: setup device witnesses lint ## all checks and tests, and the smoke matrix
 
 .PHONY: matrix
 matrix: setup device ## scenarios in every pair of their variations; natbed matrix --help has more
-	@$(BIN)/natbed matrix -n auto
+	@$(BIN)/natbed matrix -n $(WORKERS)
 
 .PHONY: bench
 bench: setup device ## throughput through a NAT beside the path without IPsec, and beside strongSwan after make peers
