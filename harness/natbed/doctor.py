@@ -24,8 +24,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from natbed.capture import Capture, Frame, WiresharkProfile, read_pcap, write_pcap
+from natbed.capture import Capture, Frame, read_pcap, write_pcap
 from natbed.conntrack import ConntrackEvents, udp_mappings
+from natbed.dissection import WiresharkProfile
 from natbed.isolation import (
     CLONE_NEWNET,
     CLONE_NEWNS,

@@ -14,7 +14,7 @@ from lab_flows import EchoServer, connected, ping, udp_flow, udp_socket
 from lab_wire import ICMP, TCP, UDP, Packet, Wire
 from lab_world import CLIENTS, INNER, NAT, SERVER, TRANSPORT, Answer, client_side, home, server_side
 
-from natbed.capture import WiresharkProfile
+from natbed.dissection import WiresharkProfile
 from natbed.node import Node
 
 pytestmark = pytest.mark.usefixtures("isolated")

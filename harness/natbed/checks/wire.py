@@ -25,16 +25,9 @@ from pathlib import Path
 
 import msgspec
 
-from natbed.capture import (
-    CaptureError,
-    CaptureSummary,
-    Dissection,
-    Frame,
-    WiresharkProfile,
-    read_pcap,
-    write_pcap,
-)
+from natbed.capture import CaptureError, CaptureSummary, Frame, read_pcap, write_pcap
 from natbed.checks import CheckResult, Verdict
+from natbed.dissection import Dissection, WiresharkProfile
 
 from .esp_freshness import find_repetitions, iv_octets
 from .fragments import reassemble
