@@ -260,14 +260,14 @@ class SaKeeper:
         self._left(connection, pair.sa.identity, pair.child.path, now)
 
     def end_all(self, sa: IkeSa, reason: str, now: float) -> None:
-        """End every SA with a peer, and tell it so under `sa`."""
-        pairs = self.pairs.of(sa.identity, sa.path)
-        if sa.established:
-            informational.send_farewell(self._context, sa, [pair.child for pair in pairs])
+        """End every SA with a peer, and tell it so under each phase 1: an older one it may have forgotten already."""
+        pairs, exchanges = self.pairs.of(sa.identity, sa.path), self.phase1.of(sa.identity, sa.path)
+        for exchange in exchanges:
+            informational.send_farewell(self._context, exchange.sa, [pair.child for pair in pairs])
         for pair in pairs:
             self.drop_pair(pair, reason, now, tell=False)
-        for exchange in self.phase1.of(sa.identity, sa.path):
-            self.drop_phase1(exchange, reason, now, tell=exchange.sa is not sa)
+        for exchange in exchanges:
+            self.drop_phase1(exchange, reason, now, tell=False)
 
     def pair_expired(self, pair: Pair, now: float) -> None:
         """A pair has come to its end without a successor."""
