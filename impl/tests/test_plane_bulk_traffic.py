@@ -33,6 +33,7 @@ from plane_world import (
 
 from espthrunat.esp.suites import SUITES
 from espthrunat.messages import AddPolicy, AddSa, Configure, Datagrams, Direction, Encapsulation, Path, Selector
+from espthrunat.plane.udp_socket import enlarge_buffers
 
 missing = what_is_missing() or ("" if shutil.which("ethtool") else "ethtool")
 pytestmark = pytest.mark.skipif(bool(missing), reason=f"needs {missing}")
@@ -226,7 +227,7 @@ class Relay:
 
     def __enter__(self) -> Relay:
         for sock in self._sockets:
-            sock.setsockopt(socket.SOL_SOCKET, 33, 8 << 20)  # SO_RCVBUFFORCE
+            enlarge_buffers(sock)
         self._thread.start()
         return self
 
