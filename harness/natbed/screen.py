@@ -31,7 +31,7 @@ COLUMNS = (
     "wire",
     "verdict",
 )
-_SHORT_NAME, _WIDTH_WITHOUT_NAMES = 10, 80
+_WIDEST = 200  # columns
 COLOURS = {Verdict.PASSED: "green", Verdict.FAILED: "red", Verdict.LAB_BROKEN: "yellow"}
 
 
@@ -47,10 +47,10 @@ class Screen:
         run = Run(scenario, options, self._step)
         with self._progress.status("") as self._status:
             record = run.execute()
-        longest = max((len(client.name) for client in record.clients), default=0)
-        # names of two nodes need more than 80 columns: better a long line than figures cut off
-        width = max(self._out.width, _WIDTH_WITHOUT_NAMES + longest) if longest > _SHORT_NAME else None
-        (Console(width=width) if width else self._out).print(run_table(record))
+        table = run_table(record)
+        # better a long line than figures cut off
+        width = max(self._out.width, Console(width=_WIDEST).measure(table).maximum)
+        Console(width=width, soft_wrap=True).print(table)
         for check in record.checks:
             line = Text.assemble((f"  {check.verdict:<10} ", COLOURS[check.verdict]), f"{check.name}: {check.reason}")
             self._out.print(line)
