@@ -35,8 +35,8 @@ def as_rows(packets: list[bytes], width: int) -> Rows:
 def test_row_sums_are_those_of_each_row(rows: list[bytes], width: int, stride: int) -> None:
     """Any width, any distance between rows."""
     array = np.frombuffer(b"".join(rows * stride), np.uint8).reshape(-1, 9)[::stride, :width]
-    expected = [word_sum(row.tobytes()) % 0xFFFF for row in array]
-    assert (row_sums(array) % np.uint64(0xFFFF)).tolist() == expected
+    expected = [word_sum(row.tobytes()) * 256 % 0xFFFF for row in array]  # the octets of each word swapped
+    assert (row_sums(array) % 0xFFFF).tolist() == expected
 
 
 @fuzz(100)
@@ -81,6 +81,23 @@ def test_cutting_is_what_a_kernel_does(packet_and_segment: tuple[bytes, int], ex
         rows = as_rows([b""] * count, parts.header_octets + segment + extra)
         fill_rows(parts, first, rows)
         assert [row.tobytes() for row in rows] == [packet + bytes(extra) for packet in expected[first : first + count]]
+
+
+@pytest.mark.parametrize("first", [0xFFFF, 1, 2, 3, 4, 5])
+def test_the_checksum_of_a_header_may_turn_over_within_a_train(first: int) -> None:
+    """It counts down as the identification counts up."""
+    (with_zero,) = struct.unpack_from("!H", ip_packet(UDP, udp(bytes(8))), 10)
+    packet = ip_packet(UDP, udp(bytes(40)), (with_zero - first) % 0xFFFF)
+    expected = cut(packet, 8)
+    assert expected[0][10:12] == first.to_bytes(2, "big")
+    parts = SuperPacket.of(packet, 8)
+    assert parts is not None
+    rows = as_rows([b""] * 5, 36)
+    fill_rows(parts, 0, rows)
+    assert [row.tobytes() for row in rows] == expected
+    train = joined(expected, protocol=UDP)
+    assert train is not None
+    assert again(train, expected[0]) == expected
 
 
 @fuzz(100)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from cryptography.exceptions import InvalidTag
 
-from .frames import BIG_ENDIAN, Frames, Rows
+from .frames import Frames, Rows
 
 if TYPE_CHECKING:
     from .transforms import Gcm
@@ -24,7 +24,8 @@ class _Nonces:
 
     def __init__(self) -> None:
         self._rows = 0
-        self.array: Rows
+        self.salts: Rows
+        self.ivs: Rows
         self.views: list[memoryview] = []
         self.salt: Rows | None = None  # whose it is at present
 
@@ -33,8 +34,9 @@ class _Nonces:
         if rows > self._rows:
             self.salt = None
             self._rows = rows
-            self.array = np.empty((rows, _NONCE_OCTETS), np.uint8)
-            self.views = [row.data for row in self.array]
+            array = np.empty((rows, _NONCE_OCTETS), np.uint8)
+            self.salts, self.ivs = array[:, :_SALT_OCTETS], array[:, _SALT_OCTETS:]
+            self.views = [row.data for row in array]
 
 
 _nonces = _Nonces()
@@ -53,7 +55,7 @@ class BatchGcm:
 
     def seal(self, frames: Frames, count: int, sequences: npt.NDArray[np.uint32]) -> None:
         """Seal the first `count` rows. The IV is the sequence number, as in `Gcm`: it cannot repeat under one key."""
-        frames.ivs[:count].view(BIG_ENDIAN)[:, 1] = sequences  # the other half stays zero, as it was made
+        frames.counters[:count] = sequences  # the other half stays zero, as it was made
         self._fill_nonces(frames, 0, count)
         deque(  # the shortest loop that Python has, and it keeps nothing
             map(
@@ -84,8 +86,8 @@ class BatchGcm:
         _nonces.room(max(count, frames.array.shape[0]))
         if _nonces.salt is not self._salt:
             _nonces.salt = self._salt
-            _nonces.array[:, :_SALT_OCTETS] = self._salt
-        _nonces.array[:count, _SALT_OCTETS:] = frames.ivs[begin:end]
+            _nonces.salts[:] = self._salt
+        _nonces.ivs[:count] = frames.ivs[begin:end]
 
 
 def _run(job: Callable[..., object], columns: Sequence[Sequence[memoryview]], count: int) -> list[int]:

@@ -70,13 +70,11 @@ def seal_rows(sa: OutboundSa, frames: Frames, count: int, inner_octets: int, nex
     """
     first = sa.claim(count)
     transform = _outbound(sa)
-    transform.plaintext(frames)[:count, inner_octets:] = _trailer(
-        sa.suite.cipher.alignment, inner_octets % sa.suite.cipher.alignment, next_header
-    )
+    alignment = sa.suite.cipher.alignment
+    transform.plaintext(frames)[:count, inner_octets:] = _trailer(alignment, inner_octets % alignment, next_header)
     sequences = np.arange(first, first + count, dtype=np.uint32)
-    headers = frames.headers[:count]
-    headers[:, 0] = sa.spi
-    headers[:, 1] = sequences
+    frames.headers[:count, 0] = sa.spi
+    frames.sequences[:count] = sequences
     transform.seal(frames, count, sequences)
     sa.account(count, count * inner_octets)
 
@@ -103,7 +101,7 @@ def open_rows(sa: InboundSa, frames: Frames, begin: int, end: int) -> Opened | N
     """
     if frames.body_octets < TRAILER_OCTETS or frames.body_octets % sa.suite.cipher.alignment:
         return None
-    sequences: list[int] = frames.headers[begin:end, 1].tolist()
+    sequences: list[int] = frames.sequences[begin:end].tolist()
     if not sa.are_fresh(sequences):
         return None
     opened = Opened()

@@ -31,6 +31,7 @@ class Frames:
         self._icv = array.shape[1] - suite.icv_octets
         self.body_octets = self._icv - self._body
         self.headers = array[:, FRONT_OCTETS : FRONT_OCTETS + HEADER_OCTETS].view(BIG_ENDIAN)  # SPI, sequence number
+        self.sequences = self.headers[:, 1]
         self.ivs = array[:, FRONT_OCTETS + HEADER_OCTETS : self._body]
         self.bodies = array[:, self._body : self._icv]  # plaintext or ciphertext
         self.bodies_with_iv = array[:, FRONT_OCTETS + HEADER_OCTETS : self._icv]
@@ -55,6 +56,12 @@ class Frames:
     def covered_views(self) -> list[memoryview]:
         """What the authenticator of each packet covers: from SPI to the end of the ciphertext."""
         return self._views(FRONT_OCTETS, self._icv)
+
+    @cached_property
+    def counters(self) -> npt.NDArray[np.uint32]:
+        """The second half of each IV that is a number of 8 octets."""
+        half: npt.NDArray[np.uint32] = self.ivs.view(BIG_ENDIAN)[:, 1]
+        return half
 
     @cached_property
     def chain(self) -> Rows:

@@ -62,27 +62,28 @@ class BulkSealer:
     def _super(self, sa: OutboundSa, packet: SuperPacket, next_header: int) -> Iterator[Train]:
         """All segments but a last, shorter one go in rows; that one follows in the same train where there is room."""
         length = packet.header_octets + packet.segment
-        full = packet.payload_octets // packet.segment
+        full, has_tail = divmod(packet.payload_octets, packet.segment)
+        if not full:
+            tail = _tail(sa, packet, next_header)
+            yield tail, sum(map(len, tail)), 1
+            return
         frames = self._cache.get(sa.suite, length)
         most = len(frames.array)
         plaintext = plaintext_of(sa, frames)
         for first in range(0, full, most):
             count = min(most, full - first)
             fill_rows(packet, first, plaintext[:count])
-            parts, octets, _ = _sealed(sa, frames, count, length, next_header)
-            if first + count == full and full < packet.count:
-                tail = _tail(sa, packet, next_header)
-                whole = count * octets + sum(map(len, tail))
-                if whole <= MAX_TRAIN_OCTETS and count < MAX_TRAIN:
-                    yield [*parts, *tail], octets, count + 1
-                else:
-                    yield parts, octets, count
-                    yield tail, whole - count * octets, 1
-            else:
-                yield parts, octets, count
-        if not full:
+            parts, octets, _ = train = _sealed(sa, frames, count, length, next_header)
+            if not has_tail or first + count < full:
+                yield train
+                continue
             tail = _tail(sa, packet, next_header)
-            yield tail, sum(map(len, tail)), 1
+            rest = sum(map(len, tail))
+            if count * octets + rest <= MAX_TRAIN_OCTETS and count < MAX_TRAIN:
+                yield [*parts, *tail], octets, count + 1
+            else:
+                yield train
+                yield tail, rest, 1
 
 
 def _tail(sa: OutboundSa, packet: SuperPacket, next_header: int) -> list[bytes | memoryview]:

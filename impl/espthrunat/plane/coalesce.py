@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from ..esp.frames import Rows, are_equal
 from ..wire.ip import MAX_OCTETS, MIN_OCTETS, TCP, UDP, checksum, ones_sum
-from .checksums import row_sums
+from .checksums import are_wrong, row_sums
+from .header_train import are_following
 from .super_packet import CHECKSUM_OFFSETS, PSH, UDP_OCTETS
 
 _ACK = 0x10
@@ -119,7 +120,25 @@ def leading_train(rows: Rows, ip_octets: int, protocol: int) -> Train | None:
     at = ip_octets
     most = (MAX_OCTETS - MIN_OCTETS - octets) // segment
     rows = rows[:most]
-    heads = rows[:, :octets]
+    heads = rows[:, :octets].tobytes()
+    header = heads[:octets]
+    is_plain = protocol != TCP or header[at + _FLAGS] == _ACK
+    if is_plain and are_following(heads, header, at, protocol, segment):  # the usual thing, seen at one glance
+        count = len(rows)
+        if at and (ones_sum(header[:at]) or not _are_right(rows, at, protocol)):
+            count = _with_right_checksums(rows, at, protocol)
+    else:
+        count = _leading_alike(rows, octets, at, protocol)
+    if count < 2:
+        return None
+    pushes = protocol == TCP and bool(heads[(count - 1) * octets + at + _FLAGS] & PSH)
+    payload = np.ascontiguousarray(rows[:count, octets:])
+    return Train(header, at, protocol, segment, payload, b"", count, pushes)
+
+
+def _leading_alike(rows: Rows, octets: int, at: int, protocol: int) -> int:
+    """How many of the first packets can be joined, found field by field."""
+    heads, segment = rows[:, :octets], rows.shape[1] - octets
     masked = heads & _mask(at, octets, protocol)
     count = len(rows) if are_equal(masked, masked[0].tobytes()) else _leading(masked == masked[0])
     if protocol == TCP:
@@ -128,11 +147,7 @@ def leading_train(rows: Rows, ip_octets: int, protocol: int) -> Train | None:
     if at:
         count = _count_up(heads[:count, 4:6].view(">u2")[:, 0], 1, 1 << 16)
         count = _with_right_checksums(rows[:count], at, protocol) if count > 1 else 0
-    if count < 2:
-        return None
-    pushes = protocol == TCP and bool(heads[count - 1, at + _FLAGS] & PSH)
-    payload = np.ascontiguousarray(rows[:count, octets:])
-    return Train(first[:octets].tobytes(), at, protocol, segment, payload, b"", count, pushes)
+    return count
 
 
 def _leading(is_equal: npt.NDArray[np.bool_]) -> int:
@@ -156,15 +171,24 @@ def _leading_flags(flags: bytes) -> int:
     return count + (flags[count : count + 1] == _ACK_PSH)
 
 
-def _with_right_checksums(rows: Rows, at: int, protocol: int) -> int:
-    """How many of the first packets, which agree in all else, have checksums and right ones."""
+def _are_right(rows: Rows, at: int, protocol: int) -> bool:
+    """Whether all packets, which agree in all else, have transport checksums and right ones."""
+    return not _transport_is_wrong(rows, at, protocol).any()
+
+
+def _transport_is_wrong(rows: Rows, at: int, protocol: int) -> npt.NDArray[np.bool_]:
+    """Which packets, which agree in all else, have no transport checksum or a wrong one."""
     pseudo = ones_sum(rows[0, 12:20].tobytes()) + protocol + rows.shape[1] - at
-    wrong = row_sums(rows[:, :at]) % np.uint64(0xFFFF) | (row_sums(rows[:, at:]) + np.uint64(pseudo)) % np.uint64(
-        0xFFFF
-    )
+    wrong = are_wrong(row_sums(rows[:, at:]), pseudo)
     if protocol == UDP:
         wrong |= rows[:, at + 6 : at + 8].view(">u2")[:, 0] == 0
-    return int((wrong != 0).argmax()) if wrong.any() else len(rows)
+    return wrong
+
+
+def _with_right_checksums(rows: Rows, at: int, protocol: int) -> int:
+    """How many of the first packets, which agree in all else, have checksums and right ones."""
+    wrong = are_wrong(row_sums(rows[:, :at]), 0) | _transport_is_wrong(rows, at, protocol)
+    return int(wrong.argmax()) if wrong.any() else len(rows)
 
 
 def _header_octets(row: Rows, at: int, protocol: int) -> int:

@@ -39,12 +39,13 @@ from .path_mtu import PathMtus, fragmentation_needed
 from .queues import Queues
 from .sadb import Outbound, SaDatabase
 from .steering import MARK
-from .udp_socket import segments_in_a_train
+from .udp_socket import RING, segments_in_a_train
 
 _BATCH = 64  # packets or messages a wake: long enough to be efficient, short enough that nobody starves
 _UDP_OVERHEAD = 20 + 8 + 8  # octets: IP, UDP, marker
 _RAW_OVERHEAD = 20
 _IDLE_SECONDS = 0.05
+_LONE_SECONDS = 0.0005  # of silence before a packet: it is likely to be alone
 _MIN_MTU = 68  # octets (RFC 791, 3.2)
 
 
@@ -98,20 +99,24 @@ class Plane:
         """
         epoll, channel, udp, tun = self._epoll, self._channel, self._devices.udp, self._devices.tun
         keepalives, held = self._keepalives, self._outbound.held
+        clock = self._clock
         control_fd, udp_fd, tun_fd = channel.socket.fileno(), udp.fileno(), tun.fileno()
         for fd in (control_fd, udp_fd, tun_fd):
             epoll.register(fd, select.EPOLLIN)
         awaits_room = False
         while True:
             due = min((when for when in (keepalives.due(), held.due()) if when is not None), default=None)
+            before = clock()
             ready = epoll.poll(self._patience(due))
+            # To learn that a packet was alone costs as much as to read it, and its answer waits for that.
+            is_alone = clock() - before > _LONE_SECONDS
             if not ready:
                 self._use_the_quiet()
             for fd, events in ready:
                 if fd == udp_fd:
-                    self._inbound.arrivals(udp.receive(), udp.local)
+                    self._inbound.arrivals(udp.receive(1 if is_alone else RING), udp.local)
                 elif fd == tun_fd:
-                    self._outbound.packets(tun.read(_BATCH))
+                    self._outbound.packets(tun.read(1 if is_alone else _BATCH))
                 elif fd != control_fd:
                     self._receive_raw()
                 else:

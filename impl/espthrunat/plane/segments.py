@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import struct
-
 import numpy as np
 
 from ..esp.frames import Rows
-from ..wire.ip import TCP, ones_sum
+from ..wire.ip import TCP, checksum
 from .checksums import put_checksums, row_sums
+from .header_train import following
 from .super_packet import CHECKSUM_OFFSETS, CWR, SuperPacket
+
+_CHECKSUM = slice(10, 12)  # in the IP header
+_FLAGS = 13  # in the TCP header
 
 
 def fill_rows(packet: SuperPacket, first: int, rows: Rows) -> None:
@@ -18,26 +20,35 @@ def fill_rows(packet: SuperPacket, first: int, rows: Rows) -> None:
     All must be full. What is behind them in a row becomes zero.
     """
     count, at, headers, segment = len(rows), packet.ip_octets, packet.header_octets, packet.segment
-    begin = headers + first * segment
-    payload = np.frombuffer(packet.octets, np.uint8, count * segment, begin).reshape(count, segment)
-    template = packet.header_of(first)
-    rows[:, :headers] = np.frombuffer(template, np.uint8)
-    rows[:, headers : headers + segment] = payload
-    rows[:, headers + segment :] = 0  # and so the sums below can run on to the end of the row, in whole words
-    numbers = np.arange(count, dtype=np.uint32)
-    if at:
-        (identification,) = struct.unpack_from("!H", template, 4)
-        identifications = numbers + np.uint32(identification) & np.uint32(0xFFFF)
-        rows[:, 4:6].view(">u2")[:, 0] = identifications
-        template[4:6] = b"\0\0"
-        put_checksums(rows, 10, ones_sum(bytes(template[:at])) + identifications.astype(np.uint64))
-    if packet.protocol == TCP:
-        (sequence,) = struct.unpack_from("!I", template, at + 4)
-        rows[:, at + 4 : at + 8].view(">u4")[:, 0] = numbers * np.uint32(segment) + np.uint32(sequence)  # modulo 2^32
-        if first == 0:
-            rows[1:, at + 13] &= ~CWR & 0xFF
-        if first + count == packet.count:  # FIN and PSH belong to the last
-            rows[-1, at + 13] = packet.octets[at + 13] & (0xFF if packet.count == 1 else ~CWR & 0xFF)
+    end = headers + segment
+    payload = np.frombuffer(packet.octets, np.uint8, count * segment, headers + first * segment)
+    rows[:, :headers] = np.frombuffer(_headers(packet, first, count), np.uint8).reshape(count, headers)
+    rows[:, headers:end] = payload.reshape(count, segment)
+    rows[:, end:] = 0  # and so the sums below can run on to the end of the row
     if packet.checksums:
-        sums = row_sums(rows[:, at:]) + np.uint64(packet.pseudo + headers - at + segment)
-        put_checksums(rows, at + CHECKSUM_OFFSETS[packet.protocol], sums)
+        pseudo = packet.pseudo + end - at
+        put_checksums(rows, at + CHECKSUM_OFFSETS[packet.protocol], row_sums(rows[:, at:]), pseudo)
+
+
+def _headers(packet: SuperPacket, first: int, count: int) -> bytes | bytearray:
+    """The headers of `count` segments, complete but for the checksum behind the IP header."""
+    template = _with_checksum(packet, first)
+    has_cwr = packet.protocol == TCP and not first and packet.octets[packet.ip_octets + _FLAGS] & CWR
+    number = None
+    if not has_cwr:  # which belongs to the first segment only
+        number = following(template, count, packet.ip_octets, packet.protocol, packet.segment)
+    if number is None:
+        return b"".join(_with_checksum(packet, first + n) for n in range(count))
+    headers = bytearray(number.to_bytes(count * len(template), "big"))
+    if packet.protocol == TCP and first + count == packet.count:  # FIN and PSH belong to the last
+        last = packet.octets[packet.ip_octets + _FLAGS]
+        headers[(count - 1) * len(template) + packet.ip_octets + _FLAGS] = last & (0xFF if packet.count == 1 else ~CWR)
+    return headers
+
+
+def _with_checksum(packet: SuperPacket, number: int) -> bytes:
+    """The headers of a segment with the IP header's checksum."""
+    header = packet.header_of(number)
+    if packet.ip_octets:
+        header[_CHECKSUM] = checksum(bytes(header[: packet.ip_octets])).to_bytes(2, "big")
+    return bytes(header)

@@ -25,7 +25,7 @@ _IFF_VNET_HDR = 0x4000
 _MAX_NAME = 15  # octets (IFNAMSIZ less its zero)
 _FEWEST = 5  # packets that are worth the fixed cost of a batch
 _WAKE_OCTETS = 4 * 65536  # for one read: others wait while these are sealed
-_MAX_PACKET = vnet.OCTETS + 65535
+_MAX_PACKET = 65535
 _TUNSETOFFLOAD, _TUNSETVNETHDRSZ = 0x400454D0, 0x400454D8
 _TUN_F_CSUM, _TUN_F_TSO4, _TUN_F_TSO6, _TUN_F_USO4, _TUN_F_USO6 = 0x01, 0x02, 0x04, 0x20, 0x40
 _TSO = _TUN_F_CSUM | _TUN_F_TSO4 | _TUN_F_TSO6
@@ -61,6 +61,8 @@ class Tun:
             os.close(self._fd)
             raise
         self.offloads = self._offload(offloads)
+        self._header = bytearray(vnet.OCTETS)
+        self._room = memoryview(bytearray(_MAX_PACKET))
 
     def _offload(self, offloads: Sequence[int]) -> int:
         """Ask for offloads until the kernel agrees; the last resort is none."""
@@ -98,22 +100,23 @@ class Tun:
         packets: list[bytes | SuperPacket] = []
         unfinished: list[tuple[int, bytes, int, int]] = []
         count = 0
-        fd, read, plain = self._fd, os.read, vnet.PLAIN
+        fd, readv, header, body, plain = self._fd, os.readv, self._header, self._room, vnet.PLAIN
+        parts = header, body
         room = _WAKE_OCTETS
         try:
             while len(packets) < most and room > 0:
-                octets = read(fd, _MAX_PACKET)
-                room -= len(octets)
-                if octets.startswith(plain):
-                    packets.append(octets[vnet.OCTETS :])
+                octets = readv(fd, parts) - vnet.OCTETS
+                room -= octets
+                packet = bytes(body[:octets])
+                if header == plain:
+                    packets.append(packet)
                     count += 1
                     continue
-                flags, gso, _, segment, start, offset = vnet.VNET_HEADER.unpack_from(octets)
-                packet = octets[vnet.OCTETS :]
-                parts = SuperPacket.of(packet, segment) if gso != vnet.GSO_NONE else None
-                if parts is not None:
-                    packets.append(parts)
-                    count += parts.count
+                flags, gso, _, segment, start, offset = vnet.VNET_HEADER.unpack(header)
+                whole = SuperPacket.of(packet, segment) if gso != vnet.GSO_NONE else None
+                if whole is not None:
+                    packets.append(whole)
+                    count += whole.count
                     continue
                 if flags & vnet.NEEDS_CSUM:
                     unfinished.append((len(packets), packet, start, offset))

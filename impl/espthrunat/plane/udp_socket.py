@@ -30,7 +30,7 @@ _SO_SNDBUFFORCE = 32  # asm-generic/socket.h; the socket module has no name for 
 _SO_RCVBUFFORCE = 33
 _IP_MTU_DISCOVER = 10  # linux/in.h
 _IP_PMTUDISC_WANT, _IP_PMTUDISC_DO = 1, 2  # fragment what is too long for the path; refuse it
-_RING = 8  # slots that are used in turn; more would push each other out of the processor's caches
+RING = 8  # slots that are used in turn; more would push each other out of the processor's caches
 _MANY = 4  # datagrams in a row that came singly: recvmmsg will pay
 _ROOM_SECONDS = 0.02  # to wait for a full queue of the kernel
 _HEADERS = 28  # octets: IP and UDP
@@ -116,18 +116,18 @@ class UdpSocket:
         """Give up the port."""
         self._socket.close()
 
-    def receive(self) -> list[Arrival]:
-        """What is there now, up to a few dozen datagrams or a few trains of them, and where it came from."""
-        arrivals = self._receive_many() if self._singly else self._receive_ring()
+    def receive(self, most: int = RING) -> list[Arrival]:
+        """What is there now, up to a few dozen datagrams or `most` trains of them, and where it came from."""
+        arrivals = self._receive_many() if self._singly else self._receive_ring(min(most, RING))
         self._counters.add(Count.UDP_IN, sum(arrival.count for arrival in arrivals))
         return arrivals
 
-    def _receive_ring(self) -> list[Arrival]:
+    def _receive_ring(self, most: int) -> list[Arrival]:
         arrivals: list[Arrival] = []
         slots, receive = self._slots, self._socket.recvmsg_into
         single = 0
         try:
-            for slot in range(_RING):
+            for slot in range(most):
                 octets, control, _, remote = receive((slots.views[slot],), _CONTROL_OCTETS)
                 segment = octets
                 for level, kind, value in control:
