@@ -42,6 +42,7 @@ def everything(rounds: int = 3) -> list[Sample]:
     base = {
         "tcp_forward": 800.0,
         "tcp_reverse": 760.0,
+        "tcp_repeated": 0.0,
         "udp": 400.0,
         "ping": 104.0,
         "cpu_client": 4.0,

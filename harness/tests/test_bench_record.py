@@ -15,7 +15,7 @@ from rich.console import Console
 from natbed.bench import evidence
 from natbed.bench.page import page
 from natbed.bench.plots import plots
-from natbed.bench.record import SINGLES, TRAINS, Figure, Problem, Ratio, Spread, figures, ratios
+from natbed.bench.record import REPEATED, SINGLES, TRAINS, Figure, Problem, Ratio, Spread, figures, ratios
 from natbed.bench.report import WIDTH, cell, number, show
 from natbed.bench.throughput import rotated
 from natbed.checks import Verdict
@@ -163,6 +163,15 @@ def test_the_table_shows_figures_ratios_and_what_went_wrong_in_80_columns() -> N
     assert "strongswan 5.9.8" in output
 
 
+def test_what_tcp_sent_again_is_told_though_nothing_can_be_divided_by_it() -> None:
+    taken = [one for one in everything() if (one.candidate, one.quantity) != (THEIRS.name, REPEATED)]
+    taken += samples({(THEIRS.name, REPEATED): (0.0, 0.0, 7.0)})
+    output = " ".join(shown(taken, []).split())
+    told = "again, packets travel in trains: plain 0; espthrunat aes128-sha1 0; espthrunat aes128-sha1, no batches 0; "
+    assert f"TCP segments sent {told}strongswan aes128-sha1 0 (at most 7)" in output
+    assert not [one for one in record(taken).ratios if one.quantity == REPEATED]
+
+
 def test_the_same_trouble_in_several_rounds_is_one_line() -> None:
     again = Problem(round=3, candidate=UDP_FAILED.candidate, verdict=Verdict.FAILED, reason=UDP_FAILED.reason)
     assert "strongswan aes128-sha1, round 2, 3: UDP" in shown(everything(), [UDP_FAILED, again])
@@ -225,6 +234,7 @@ def test_the_plain_path_has_no_processor_time_and_singles_no_datagrams() -> None
     assert [quantity for wire, quantity in PROGRAM.expected(OURS) if wire == SINGLES] == [
         "tcp_forward",
         "tcp_reverse",
+        "tcp_repeated",
         "cpu_client",
         "cpu_server",
     ]

@@ -18,9 +18,9 @@ from typer.testing import CliRunner
 from natbed import cli
 from natbed.bench import candidates, evidence
 from natbed.bench import cli as bench_cli
-from natbed.bench.candidates import Field, field
+from natbed.bench.candidates import DEFAULT_SUITES, Field, field
 from natbed.bench.gauges import Tcp
-from natbed.bench.record import CPU, PING, SINGLES, TCP, TRAINS, UDP
+from natbed.bench.record import CPU, PING, REPEATED, SINGLES, TCP, TRAINS, UDP
 from natbed.bench.singles import send_singly
 from natbed.bench.throughput import Plan, ThroughputBench
 from natbed.bench.visit import Program, Visit
@@ -72,9 +72,9 @@ def test_one_round_of_one_suite(tmp_path: pathlib.Path) -> None:
     assert (record.verdict, record.problems, record.left_out) == (Verdict.PASSED, [], [])
     assert record.candidates == [PLAIN, OURS, SLOW]
     taken = {(one.candidate, one.quantity): one.value for one in record.samples}
-    tunnel = {*TCP, PING, *CPU}
+    tunnel = {*TCP, REPEATED, PING, *CPU}
     assert taken.keys() == {
-        *(("plain", quantity) for quantity in (*TCP, PING)),
+        *(("plain", quantity) for quantity in (*TCP, REPEATED, PING)),
         *((candidate.name, quantity) for candidate in (OURS, SLOW) for quantity in tunnel),
     }
     assert {one.wire for one in record.samples} == {TRAINS}
@@ -95,6 +95,8 @@ def test_one_round_of_one_suite(tmp_path: pathlib.Path) -> None:
     assert f"evidence  {folder / 'throughput.html'}" in lines
     assert "verdict   passed" in lines
     assert [line.split() for line in lines if line.startswith(": ")] == [[":", "no", "batches"], [":", "plain"]]
+    (again,) = [line for line in lines if line.startswith("TCP segments sent again, packets travel in trains: plain ")]
+    assert f"; {OURS.name} {taken[OURS.name, REPEATED]:.0f}; {SLOW.name} {taken[SLOW.name, REPEATED]:.0f}" in again
     progress = done.stderr.splitlines()
     assert progress[0] == "round 1 of 1, 1/3: plain: building the network"
     assert "to go: espthrunat aes128-sha1, no batches: round trip, trains" in progress[-1]
@@ -153,10 +155,10 @@ def test_singles_and_datagrams_are_measured_too(tmp_path: pathlib.Path, monkeypa
     assert not visit.problems
     assert links == {"client1", "home", "nat", "internet", "server"}, "all along the path"
     assert [(one.wire, one.quantity) for one in visit.samples] == [
-        *((TRAINS, quantity) for quantity in (*TCP, *CPU, PING, UDP)),
-        *((SINGLES, quantity) for quantity in (*TCP, *CPU)),
+        *((TRAINS, quantity) for quantity in (*TCP, REPEATED, *CPU, PING, UDP)),
+        *((SINGLES, quantity) for quantity in (*TCP, REPEATED, *CPU)),
     ]
-    assert all(one.value > 0 for one in visit.samples)
+    assert all(one.value > 0 for one in visit.samples if one.quantity != REPEATED)
 
 
 # what is broken on purpose
@@ -269,8 +271,8 @@ def test_an_interrupt_keeps_what_was_measured(tmp_path: pathlib.Path) -> None:
     record = evidence.load(next(tmp_path.iterdir()))
     assert {one.quantity for one in record.samples} >= set(TCP)
     assert record.verdict is Verdict.LAB_BROKEN
-    assert "reason    5 measurements were not begun" in output, (
-        "two suites with and without batches, and the plain path"
+    assert "reason    7 measurements were not begun" in output, (
+        "three suites with and without batches, and the plain path"
     )
 
 
@@ -295,7 +297,7 @@ def test_a_peer_that_is_not_installed_is_left_out_with_one_line(
     (plan,) = asked
     assert plan.field.left_out == (line,)
     assert {one.implementation for one in plan.field.candidates} == {"", "espthrunat"}
-    assert [one.suite for one in plan.field.candidates if one.batches][1:] == ["aes128gcm16", "aes128-sha1"]
+    assert [one.suite for one in plan.field.candidates if one.batches][1:] == list(DEFAULT_SUITES)
     assert (plan.rounds, plan.program) == (5, Program(seconds=2, singles=True, udp=True))
 
 

@@ -30,7 +30,7 @@ SUITES = (
     "null-sha256",
 )
 """ESP suites that can be asked for: those that espthrunat has, which strongSwan has too."""
-DEFAULT_SUITES = ("aes128gcm16", "aes128-sha1")
+DEFAULT_SUITES = ("aes128gcm16", "aes128-sha1", "aes128-sha256")
 PLAIN = "plain"
 
 

@@ -34,7 +34,9 @@ def throughput(
     seconds: Annotated[int, typer.Option(min=1, max=600, help="length of each TCP test")] = 2,
     suite: Annotated[
         list[str] | None,
-        typer.Option(metavar="SUITE", help="an ESP suite, once or more; default: aes128gcm16, aes128-sha1"),
+        typer.Option(
+            metavar="SUITE", help="an ESP suite, once or more; default: aes128gcm16, aes128-sha1, aes128-sha256"
+        ),
     ] = None,
     peers: Annotated[bool, typer.Option(help="measure strongSwan too, where it is installed")] = True,
     singles: Annotated[bool, typer.Option(help="measure also where packets travel singly")] = True,

@@ -43,6 +43,11 @@ class Tcp:
         """10^9 octets that have arrived."""
         return sum(rate.megabits_per_second * rate.seconds for rate in (self.forward, self.reverse)) / 8000
 
+    @property
+    def repeated(self) -> int:
+        """Segments that were sent again."""
+        return self.forward.retransmits + self.reverse.retransmits
+
 
 def measure_tcp(path: IperfPath, seconds: int, client: Sequence[int] = (), server: Sequence[int] = ()) -> Tcp:
     """TCP forward and reverse for `seconds` each; `client` and `server` are the implementation's processes there.

@@ -23,7 +23,7 @@ def page(record: ThroughputRecord) -> str:
     return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         record=record,
         measured_on=report.measured_on(record),
-        remarks=[*report.busy(record), *record.left_out],
+        remarks=[*report.repeated(record), *report.busy(record), *record.left_out],
         tables=list(_tables(record)),
         problems=list(report.grouped(record.problems)),
         plots=[plot.to_json() for plot in plots(record)],

@@ -20,6 +20,8 @@ WIRES = (TRAINS, SINGLES)
 TCP = ("tcp_forward", "tcp_reverse")
 CPU = ("cpu_client", "cpu_server")
 UDP, PING = "udp", "ping"
+REPEATED = "tcp_repeated"
+"""Segments that TCP sent again, forward and reverse together: 0 where nothing was lost, so no ratio is made of it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,19 @@ from rich.text import Text
 from natbed.checks import Verdict
 from natbed.results.report import COLOURS
 
-from .record import QUANTITIES, SINGLES, TRAINS, WIRES, Figure, Problem, Quantity, Ratio, Spread, ThroughputRecord
+from .record import (
+    QUANTITIES,
+    REPEATED,
+    SINGLES,
+    TRAINS,
+    WIRES,
+    Figure,
+    Problem,
+    Quantity,
+    Ratio,
+    Spread,
+    ThroughputRecord,
+)
 
 WIDTH = 80  # columns that the tables need
 BUSY = 0.5  # of the processors, wanted by others
@@ -41,7 +53,7 @@ def show(record: ThroughputRecord, console: Console) -> None:
     for problem, rounds in grouped(record.problems):
         where = f"{problem.candidate}, round {', '.join(map(str, rounds))}: "
         console.print(Text.assemble((f"{problem.verdict.value:<10} ", COLOURS[problem.verdict]), where, problem.reason))
-    for line in (measured_on(record), *busy(record)):
+    for line in (*repeated(record), measured_on(record), *busy(record)):
         console.print(line, markup=False)
     console.print(Text.assemble("\nverdict   ", (record.verdict.value, f"bold {COLOURS[record.verdict]}")))
     if record.verdict is not Verdict.PASSED:
@@ -61,6 +73,21 @@ def measured_on(record: ThroughputRecord) -> str:
         f"Linux {machine.kernel}, TCP {machine.congestion}, Python {machine.python}, natbed {machine.natbed}"
         + "".join(f", {name} {version}" for name, version in record.versions.items())
     )
+
+
+def repeated(record: ThroughputRecord) -> list[str]:
+    """A line for each wire: how often TCP had to repeat itself."""
+    lines = []
+    for wire, figures in by_wire(record.figures):
+        counts = [(one.candidate, one.spread) for one in figures if one.quantity == REPEATED and one.spread]
+        words = [f"{candidate} {number(spread.median, 0)}" + _most(spread) for candidate, spread in counts]
+        if words:
+            lines.append(f"TCP segments sent again, {WIRE_TITLES[wire]}: {'; '.join(words)}")
+    return lines
+
+
+def _most(spread: Spread) -> str:
+    return f" (at most {number(spread.high, 0)})" if spread.high > spread.median else ""
 
 
 def busy(record: ThroughputRecord) -> list[str]:

@@ -20,7 +20,7 @@ from natbed.turns import alone
 
 from .candidates import Candidate
 from .gauges import GaugeError, measure_ping, measure_tcp, measure_udp
-from .record import CPU, PING, SINGLES, TCP, TRAINS, UDP, Problem, Sample
+from .record import CPU, PING, REPEATED, SINGLES, TCP, TRAINS, UDP, Problem, Sample
 from .singles import send_singly
 
 SCENARIO = "A"
@@ -40,8 +40,8 @@ class Program:
     def expected(self, candidate: Candidate) -> list[tuple[str, str]]:
         """The wires and quantities that a round gives when nothing goes wrong."""
         cpu = () if candidate.plain else CPU
-        found = [(TRAINS, quantity) for quantity in (*TCP, *((UDP,) if self.udp else ()), PING, *cpu)]
-        return found + [(SINGLES, quantity) for quantity in (*TCP, *cpu)] * self.singles
+        found = [(TRAINS, quantity) for quantity in (*TCP, REPEATED, *((UDP,) if self.udp else ()), PING, *cpu)]
+        return found + [(SINGLES, quantity) for quantity in (*TCP, REPEATED, *cpu)] * self.singles
 
 
 @dataclass
@@ -109,7 +109,8 @@ class Visit:
             tcp = measure_tcp(path, self.program.seconds, *ends)
             rates = dict(zip(TCP, (one.megabits_per_second for one in (tcp.forward, tcp.reverse)), strict=True))
             spent = (tcp.client_seconds, tcp.server_seconds) if daemons else ()
-            return rates | {name: seconds / tcp.gigabytes for name, seconds in zip(CPU, spent, strict=False)}
+            costs = {name: seconds / tcp.gigabytes for name, seconds in zip(CPU, spent, strict=False)}
+            return rates | {REPEATED: tcp.repeated} | costs
 
         return self._try("TCP", wire, daemons, gauge)
 
