@@ -105,11 +105,12 @@ class Plane:
             epoll.register(fd, select.EPOLLIN)
         awaits_room = False
         while True:
-            due = min((when for when in (keepalives.due(), held.due()) if when is not None), default=None)
+            due = _earlier(keepalives.due(), held.due())
             before = clock()
-            ready = epoll.poll(self._patience(due))
+            ready = epoll.poll(self._patience(due, before))
             # To learn that a packet was alone costs as much as to read it, and its answer waits for that.
-            is_alone = clock() - before > _LONE_SECONDS
+            now = clock()
+            is_alone = now - before > _LONE_SECONDS
             if not ready:
                 self._use_the_quiet()
             for fd, events in ready:
@@ -124,19 +125,17 @@ class Plane:
                         channel.flush()
                     if events & ~select.EPOLLOUT and not self._obey():
                         return
-            if due is not None:
+            if due is not None and now >= due:
                 self._send_keepalives()
                 held.expire()
             if awaits_room != channel.has_waiting:
                 awaits_room = channel.has_waiting
                 epoll.modify(control_fd, select.EPOLLIN | (select.EPOLLOUT if awaits_room else 0))
 
-    def _patience(self, due: float | None) -> float | None:
+    def _patience(self, due: float | None, now: float) -> float | None:
         """How many seconds to wait for events; None for as long as it takes."""
-        old = self._path_mtus.due()
-        if old is not None:
-            due = old if due is None else min(due, old)
-        seconds = None if due is None else max(0.0, due - self._clock())
+        due = _earlier(due, self._path_mtus.due())
+        seconds = None if due is None else max(0.0, due - now)
         if self._awaits_bulk:
             return _IDLE_SECONDS if seconds is None else min(seconds, _IDLE_SECONDS)
         return seconds
@@ -261,6 +260,13 @@ class Plane:
 
     def _tell_sender(self, packet: bytes, most: int) -> None:
         self._devices.tun.write([fragmentation_needed(packet, most)])
+
+
+def _earlier(one: float | None, other: float | None) -> float | None:
+    """Which of two times comes first; None is never."""
+    if one is None or other is None:
+        return other if one is None else one
+    return min(one, other)
 
 
 def _largest_packet(outbound: Outbound, path_mtu: int) -> int:

@@ -57,7 +57,7 @@ class PathMtus:
 
     def due(self) -> float | None:
         """When the first of what was learned is too old, in the clock's seconds; None if nothing was."""
-        return min((until for _, until in self._learned.values()), default=None)
+        return min(until for _, until in self._learned.values()) if self._learned else None
 
 
 def fragmentation_needed(packet: bytes, mtu: int) -> bytes:
