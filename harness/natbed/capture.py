@@ -1,9 +1,10 @@
 """Packet captures that miss nothing, or say that they did.
 
-One thread reads an AF_PACKET socket of the node's namespace and writes pcap with nanosecond time stamps. The socket
-listens from the moment `bind` returns and is read until it is empty at the end, so neither edge needs a pause; the
-kernel counts what it had to drop. Packets that the kernel would leave to offloads are written as they would appear on
-a real wire: UDP GSO trains cut into their datagrams, checksums filled in. TCP super-packets stay whole (up to 64 kB).
+One thread reads a ring that the kernel copies packets into (capture_ring.py) and writes pcap with nanosecond time
+stamps. The ring listens from the moment `bind` returns and is read until all that was accepted is in the file, so
+neither edge needs a pause; the kernel counts what it had to drop. Packets that the kernel would leave to offloads are
+written as they would appear on a real wire: UDP GSO trains cut into their datagrams, checksums filled in. TCP
+super-packets stay whole (up to 64 kB).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import select
 import socket
 import struct
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,19 +23,14 @@ from typing import BinaryIO, Self
 
 import msgspec
 
+from natbed.capture_ring import CaptureRing, Copied
 from natbed.node_like import NodeLike
 
 SNAPLEN = 262_144  # octets; more than the largest super-packet
-_BUFFER = 64 << 20  # octets of kernel memory for what the thread has not read yet
-_ETH_P_ALL = 0x0003
-_SOL_PACKET = 263
-_PACKET_STATISTICS = 6
-_PACKET_VNET_HDR = 15
-_SO_RCVBUFFORCE = 33
-_SO_TIMESTAMPNS = 35
 _ARPHRD_LOOPBACK = 772
 _LINK_TYPES = {1: 1, _ARPHRD_LOOPBACK: 1, 65534: 101, 519: 101}  # ARPHRD_* -> pcap: Ethernet; TUN devices raw IP
 _VNET_HEADER = struct.Struct("=BBHHHH")  # flags, GSO type, header length, segment size, checksum start and offset
+_FRAME_HEADER = struct.Struct("<IIII")  # seconds, nanoseconds, octets kept, octets that the frame had
 _NEEDS_CSUM = 1
 _GSO_UDP_L4 = 5
 _MAGIC_NANOSECONDS = 0xA1B23C4D
@@ -82,6 +79,7 @@ class Capture:
         self.limit = limit
         self._summary: CaptureSummary | None = None
         self._error: BaseException | None = None
+        self._ended = threading.Event()
 
     def __enter__(self) -> Self:
         self.start()
@@ -104,19 +102,22 @@ class Capture:
         return self._summary
 
     def start(self) -> None:
-        """Begin; every packet that passes after the return is caught. Raises `CaptureError` with the reason."""
+        """Begin; every packet that passes after the return is caught. Raises `CaptureError` with the reason.
+
+        It takes some 10 ms, in which the kernel waits until no processor can see the socket without its ring.
+        """
         try:
-            self._socket = self.node.call(self._open_socket)
+            self._ring = self.node.call(lambda: CaptureRing(self.interface))
         except OSError as error:
             raise CaptureError(f"cannot capture on {self.node.name}:{self.interface}: {error}") from error
         try:
-            device_type = self._socket.getsockname()[3]
+            device_type = self._ring.device_type
             if device_type not in _LINK_TYPES:
                 raise CaptureError(f"cannot capture on {self.interface}: device type {device_type} is not known")
             self._skip_outgoing = device_type == _ARPHRD_LOOPBACK
             self._file = self.path.open("wb")
         except BaseException:
-            self._socket.close()
+            self._ring.close()
             raise
         self._file.write(_file_header(_LINK_TYPES[device_type]))
         self._stop_read, self._stop_write = os.pipe()
@@ -128,95 +129,73 @@ class Capture:
         """End the capture once everything that passed before this call is in the file. Stopping twice is no error."""
         if self._summary is None:
             os.close(self._stop_write)
-            self._thread.join()
+            self._ended.wait()
             os.close(self._stop_read)
             if self._error is not None or self._summary is None:
                 raise CaptureError(f"capture of {self.node.name}:{self.interface} broke: {self._error!r}")
         return self._summary
 
-    def _open_socket(self) -> socket.socket:
-        # Protocol 0 receives nothing until bind names the interface: no packet of another interface slips in.
-        receiver = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
-        try:
-            receiver.setblocking(False)
-            receiver.setsockopt(_SOL_PACKET, _PACKET_VNET_HDR, 1)
-            receiver.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
-            try:
-                receiver.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
-            except PermissionError:  # in a user namespace the system's limit holds; drops are counted anyway
-                receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
-            receiver.bind((self.interface, _ETH_P_ALL))
-        except BaseException:
-            receiver.close()
-            raise
-        return receiver
-
     def _record(self) -> None:
-        packets = 0
-        limit_reached = False
         try:
-            poll = select.poll()
-            poll.register(self._socket, select.POLLIN)
-            poll.register(self._stop_read, select.POLLHUP)
-            stopping = False
-            while not stopping and not limit_reached:
-                stopping = any(fd == self._stop_read for fd, _ in poll.poll())
-                packets, limit_reached = self._drain(packets)
-                self._file.flush()
-            statistics = self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8)
-            _, dropped = struct.unpack("=II", statistics)
+            packets = self._write_all()
             self._summary = CaptureSummary(
                 path=str(self.path),
                 packets=packets,
-                dropped=dropped,
-                limit_reached=limit_reached,
+                dropped=self._ring.count().dropped,
+                limit_reached=packets == self.limit,
             )
         except BaseException as error:
             self._error = error
         finally:
-            self._socket.close()
             self._file.close()
+            self._ended.set()
+            self._ring.close()  # takes time that nobody has to wait for
 
-    def _drain(self, packets: int) -> tuple[int, bool]:
-        buffer = bytearray(SNAPLEN)
-        view = memoryview(buffer)
-        while True:
-            try:
-                size, ancillary, _, address = self._socket.recvmsg_into([buffer], 64)
-            except BlockingIOError:
-                return packets, False
-            except OSError as error:
-                raise CaptureError(f"{self.interface} went away during the capture: {error}") from error
-            if self._skip_outgoing and address[2] == socket.PACKET_OUTGOING:
-                continue
-            seconds, nanoseconds = _kernel_time(ancillary)
-            for frame in as_on_the_wire(bytes(view[:size])):
-                _write_frame(self._file, seconds, nanoseconds, frame)
-                packets += 1
-                if packets == self.limit:
-                    return packets, True
+    def _write_all(self) -> int:
+        """Write what passes until the capture is stopped or its limit reached; the number of packets written."""
+        packets = 0
+        for copies in self._blocks():
+            for copy in copies:
+                if self._skip_outgoing and copy.outgoing:
+                    continue
+                for frame, length in _as_written(copy):
+                    _write_frame(self._file, copy.seconds, copy.nanoseconds, frame, length)
+                    packets += 1
+                    if packets == self.limit:
+                        return packets
+            self._file.flush()
+        return packets
 
-
-def _kernel_time(ancillary: list[tuple[int, int, bytes]]) -> tuple[int, int]:
-    for level, kind, data in ancillary:
-        if level == socket.SOL_SOCKET and kind == _SO_TIMESTAMPNS:
-            seconds, nanoseconds = struct.unpack("=qq", data[:16])
-            return seconds, nanoseconds
-    raise CaptureError("the kernel gave a packet without a time stamp")
+    def _blocks(self) -> Iterator[list[Copied]]:
+        poll = select.poll()
+        poll.register(self._ring, select.POLLIN)
+        poll.register(self._stop_read, select.POLLHUP)
+        try:
+            while not any(fd == self._stop_read for fd, _ in poll.poll()):
+                yield self._ring.take()
+            yield from self._ring.rest()
+        except OSError as error:
+            raise CaptureError(f"{self.interface}: {error}") from error
 
 
 def _file_header(link_type: int) -> bytes:
     return struct.pack("<IHHiIII", _MAGIC_NANOSECONDS, 2, 4, 0, 0, SNAPLEN, link_type)
 
 
-def _write_frame(file: BinaryIO, seconds: int, nanoseconds: int, frame: bytes) -> None:
-    file.write(struct.pack("<IIII", seconds, nanoseconds, len(frame), len(frame)) + frame)
+def _write_frame(file: BinaryIO, seconds: int, nanoseconds: int, frame: bytes, length: int) -> None:
+    file.write(_FRAME_HEADER.pack(seconds, nanoseconds, len(frame), length) + frame)
 
 
-def as_on_the_wire(packet: bytes) -> list[bytes]:
-    """The frames that a packet with virtio header becomes on a real wire: GSO of UDP cut up, checksums filled in."""
-    flags, gso, _, segment, start, offset = _VNET_HEADER.unpack_from(packet)
-    frame = packet[_VNET_HEADER.size :]
+def _as_written(copy: Copied) -> list[tuple[bytes, int]]:
+    """The frames of a packet, and how long they were: one that no block holds whole is written as it is."""
+    if len(copy.frame) < copy.length:
+        return [(copy.frame, copy.length)]
+    return [(frame, len(frame)) for frame in as_on_the_wire(copy.header, copy.frame)]
+
+
+def as_on_the_wire(header: bytes, frame: bytes) -> list[bytes]:
+    """The frames that one with a virtio header becomes on a real wire: GSO of UDP cut up, checksums filled in."""
+    flags, gso, _, segment, start, offset = _VNET_HEADER.unpack(header)
     if not flags & _NEEDS_CSUM:
         return [frame]
     if gso & 0x7F == _GSO_UDP_L4 and segment:
@@ -267,7 +246,7 @@ def write_pcap(path: Path, frames: list[Frame], *, link_type: int = 1) -> None:
     with path.open("wb") as file:
         file.write(_file_header(link_type))
         for frame in frames:
-            _write_frame(file, frame.nanoseconds // 10**9, frame.nanoseconds % 10**9, frame.data)
+            _write_frame(file, frame.nanoseconds // 10**9, frame.nanoseconds % 10**9, frame.data, len(frame.data))
 
 
 def read_pcap(path: Path) -> list[Frame]:
