@@ -1,13 +1,8 @@
-"""IP fragments of a capture put together again, so that an audit sees what the ends saw (RFC 791, 3.2).
-
-The destination of later fragments is not looked at: on its way into a Linux NAT a captured fragment shares its memory
-with the packet that the NAT makes of it, and may show the inside address already. The first one shows the true one.
-"""
+"""IP fragments of a capture put together again, so that an audit sees what the ends saw (RFC 791, 3.2)."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from natbed.capture import Frame
@@ -61,24 +56,15 @@ class _Packet:
 
 
 def reassemble(frames: list[Frame]) -> tuple[list[Frame], list[Frame]]:
-    """Ethernet frames with whole packets in place of their last fragments, and the fragments that make none.
-
-    Where NATs are in a row a later fragment may show the source, too, that the next NAT gives it. So what makes no
-    whole packet by its source may by the rest.
-    """
-    fragments = [frame for frame in frames if is_fragment(frame.data)]
-    whole, left = _join(fragments, lambda ip: ip[12:16] + ip[4:6] + ip[9:10])  # source, identification, protocol
-    more, left = _join(left, lambda ip: ip[4:6] + ip[9:10])
-    result = [frame for frame in frames if not is_fragment(frame.data)] + whole + more
-    return sorted(result, key=lambda frame: frame.number), left
-
-
-def _join(fragments: list[Frame], key: Callable[[bytes], bytes]) -> tuple[list[Frame], list[Frame]]:
-    """The whole packets of fragments that share a key, and the fragments that make none."""
+    """Ethernet frames with whole packets in place of their last fragments, and the fragments that make none."""
     packets: dict[bytes, _Packet] = {}
     result: list[Frame] = []
-    for frame in fragments:
-        of = key(frame.data[_LINK:])
+    for frame in frames:
+        if not is_fragment(frame.data):
+            result.append(frame)
+            continue
+        ip = frame.data[_LINK:]
+        of = ip[12:20] + ip[4:6] + ip[9:10]  # source, destination, identification, protocol
         packets.setdefault(of, _Packet()).add(frame)
         if whole := packets[of].whole():
             del packets[of]  # the identification may come again
