@@ -14,6 +14,7 @@ locked memory, in user namespaces too.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import mmap
 import os
@@ -48,6 +49,8 @@ _STATUS_OFFSET = 8  # of a block's status in it (tpacket_block_desc)
 _STATISTICS = struct.Struct("3I")  # tpacket_stats_v3
 _BLOCK_HEADER = struct.Struct("8x3I")  # its status, number of packets, offset of the first
 _PACKET = struct.Struct("6I2H30xB")  # tpacket3_hdr up to tp_net; from octet 48 on sockaddr_ll up to sll_pkttype
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Copied(NamedTuple):
@@ -99,7 +102,10 @@ class CaptureRing:
             self._socket.setsockopt(_SOL_PACKET, _PACKET_VNET_HDR, 1)
             slots = BLOCK // _LEAST_SLOT * blocks
             ring = _RING.pack(BLOCK, blocks, _LEAST_SLOT, slots, _HAND_OVER, 0, 0)
-            self._socket.setsockopt(_SOL_PACKET, _PACKET_RX_RING, ring)
+            # The socket's own method would stop all threads of Python while the kernel waits, some 10 ms.
+            if _libc.setsockopt(self._socket.fileno(), _SOL_PACKET, _PACKET_RX_RING, ring, len(ring)):
+                number = ctypes.get_errno()
+                raise OSError(number, os.strerror(number))
             self._map = mmap.mmap(self._socket.fileno(), BLOCK * blocks)
             try:
                 self._socket.bind((interface, _ETH_P_ALL))
