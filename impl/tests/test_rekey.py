@@ -159,6 +159,32 @@ def test_duplicates_of_a_collision_do_not_live_on() -> None:
     assert len(fleet.server.endpoint.usable_children()) == 1
 
 
+@pytest.mark.draft("REKEY-3")
+@pytest.mark.parametrize("late", ["initiator", "responder"])
+def test_a_rekey_that_is_heard_late_leaves_no_pair_that_came_before_its_own(late: str) -> None:
+    """Its first message is lost, and before it is repeated the other side makes a pair that this one did not know."""
+    fleet = Fleet().connect()
+    ends = [(fleet.clients[0], "server0"), (fleet.server, "client0")]
+    (first, to_second), (second, to_first) = ends if late == "initiator" else reversed(ends)
+    fleet.weather = lambda _: []
+    first.endpoint.rekey(to_second, fleet.now)
+    fleet.flush(first)
+    fleet.run(DELAY)
+    fleet.weather = fair
+    stream = Stream(fleet, interval=0.1).start(20.0)
+    second.endpoint.rekey(to_first, fleet.now)
+    fleet.flush(second)
+    fleet.run(4 * DELAY)
+    (meanwhile,) = [child.inbound_spi for child in first.endpoint.usable_children()]
+    fleet.run(5.0)
+    assert len(fleet.clients[0].endpoint.usable_children()) == len(fleet.server.endpoint.usable_children()) == 1
+    fleet.run(15.0)
+    assert not stream.lost
+    (child,) = first.endpoint.children()
+    assert child.inbound_spi != meanwhile
+    assert [other.outbound_spi for other in second.endpoint.children()] == [child.inbound_spi]
+
+
 @pytest.mark.draft("SA-5", "REKEY-3")
 @pytest.mark.parametrize("direction", list(Direction))
 def test_a_pair_whose_octets_or_sequence_numbers_run_out_is_replaced(direction: Direction) -> None:

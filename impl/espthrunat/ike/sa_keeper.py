@@ -220,10 +220,16 @@ class SaKeeper:
     def quick_finished(self, exchange: QuickMode, now: float) -> None:
         """The new pair may be used both ways."""
         pair = self.pairs.get(exchange.inbound_spi) or self._add_pair(exchange, now)
+        replaced = list(self.launcher.replaced_by(exchange))
+        mine = pair.child.initiator
+        if mine:
+            # Those too that the peer has made since this exchange began: it knew them when it answered, and leaves them
+            # to us. It cannot do the same to ours: that it has confirmed its own means that it had no answer of ours.
+            replaced += [other for other in self._alike(pair) if other not in replaced]
         pair.confirmed = True
         self.renewal.pair_up(pair, now)
-        for old in self.launcher.replaced_by(exchange):
-            self.renewal.replaced(old, now, mine=pair.child.initiator)
+        for old in replaced:
+            self.renewal.replaced(old, now, mine=mine)
 
     def quick_failed(self, exchange: QuickMode, reason: str, now: float) -> None:
         """There will be no pair; without a reason, the exchange had done its work and is forgotten."""
