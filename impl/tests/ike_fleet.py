@@ -84,6 +84,7 @@ class Host:
         self.endpoint = Endpoint((self.address, 500), self.connections, RepeatableEntropy(self.seed), pool=self.pool)
         self.seed += 100_000
         self.plane = PlaneModel()
+        self.awaited: float | None = None  # what its timer was set to the last time
         self.events: list[events.Event] = []
         self.alive = True
 
@@ -149,7 +150,8 @@ class Fleet:
             for delay in self.weather(self.chance):
                 self.carry(path, delay, functools.partial(self._deliver, data))
         due = host.endpoint.timer()
-        if due is not None:
+        if due is not None and due != host.awaited:
+            host.awaited = due
             self.at(max(due, self.now), lambda: self._tick(host, due))
 
     def carry(self, path: Path, delay: float, arrive: Callable[[Host, Path], None]) -> None:
@@ -174,6 +176,8 @@ class Fleet:
             self.flush(host)
 
     def _tick(self, host: Host, due: float) -> None:
+        if due == host.awaited:
+            host.awaited = None
         now_due = host.endpoint.timer()
         if host.alive and now_due is not None and now_due <= self.now:
             host.endpoint.handle_timer(self.now)
@@ -182,7 +186,7 @@ class Fleet:
     def reboot_nat(self) -> None:
         """All mappings are forgotten; new ones get ports that were never used before."""
         self.nat.first_port += len(self.nat.ports) + 1000
-        self.nat.ports.clear()
+        self.nat.forget()
 
     # what tests ask
 

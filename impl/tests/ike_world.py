@@ -64,11 +64,13 @@ class Nat:
     public: str | None = PUBLIC
     first_port: int = 1024
     ports: dict[tuple[str, int], int] = field(default_factory=dict)
+    _inside: dict[int, tuple[str, int]] = field(default_factory=dict)  # the same, by port
 
     def outbound(self, address: str, port: int) -> tuple[str, int]:
         if self.public is None:
             return address, port
         mapped = self.ports.setdefault((address, port), self.first_port + len(self.ports))
+        self._inside[mapped] = (address, port)
         return self.public, mapped
 
     def inbound(self, address: str, port: int) -> tuple[str, int] | None:
@@ -76,7 +78,12 @@ class Nat:
             return address, port
         if address != self.public:
             return None
-        return next((inside for inside, mapped in self.ports.items() if mapped == port), None)
+        return self._inside.get(port)
+
+    def forget(self) -> None:
+        """All mappings."""
+        self.ports.clear()
+        self._inside.clear()
 
 
 # decides what becomes of the n-th datagram: the delays, in seconds, of each copy that arrives

@@ -277,7 +277,7 @@ def test_a_responder_is_up_only_once_the_initiator_has_confirmed() -> None:
 def test_two_clients_with_one_address_and_different_ports_are_two_peers() -> None:
     world = World().connect()
     first = world.server_sa()
-    world.nat.ports.clear()
+    world.nat.forget()
     world.nat.first_port = 7777
     second = World(nat=world.nat, seed=7)
     second.server = world.server
