@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from typing import IO, Any
 
-from plane_world import DEADLINE, INNER, OUTER, Namespace
+from plane_world import DEADLINE, INNER, OUTER, POLL, Namespace
 
 from espthrunat.control import request
 
@@ -148,6 +148,7 @@ class Daemon:
         end = time.monotonic() + DEADLINE
         while not condition(answer := self.ask(command)):
             assert time.monotonic() < end, f"last seen: {answer}; log: {self.log.text}"
+            time.sleep(POLL)
         return answer
 
     def cli(self, command: str, *arguments: str) -> subprocess.CompletedProcess[str]:

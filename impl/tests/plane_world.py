@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import select
 import shutil
@@ -17,6 +16,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import TypeVar
+
+from forked_plane import ForkedPlane, enter
 
 from espthrunat.esp.suites import SUITES
 from espthrunat.messages import (
@@ -40,8 +41,8 @@ from espthrunat.messages import (
 
 T = TypeVar("T")
 
-CLONE_NEWNET = 0x40000000
 DEADLINE = 10.0  # seconds; generous, since only failing tests wait for it
+POLL = 0.005  # seconds between questions, which take processors from what is waited for
 OUTER = ("192.0.2.1", "192.0.2.2")
 INNER = ("10.1.0.1", "10.2.0.1")
 
@@ -102,12 +103,7 @@ class Namespace:
         made: list[socket.socket] = []
 
         def make() -> None:
-            fd = os.open(f"/proc/{self.pid}/ns/net", os.O_RDONLY)
-            try:
-                # Only this thread moves, and it ends at once; the socket stays where it was made.
-                assert ctypes.CDLL(None, use_errno=True).setns(fd, CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
-            finally:
-                os.close(fd)
+            enter(self.pid)  # only this thread moves, and it ends at once; the socket stays where it was made
             made.append(socket.socket(socket.AF_INET, kind, protocol))
 
         thread = threading.Thread(target=make)
@@ -191,7 +187,7 @@ def clients_behind_a_nat(wan_mtu: int = 1500) -> Iterator[tuple[list[Namespace],
 class PlaneProcess:
     """A running plane, seen from its daemon."""
 
-    def __init__(self, process: subprocess.Popen[bytes], sock: socket.socket, log: FilePath) -> None:
+    def __init__(self, process: subprocess.Popen[bytes] | ForkedPlane, sock: socket.socket, log: FilePath) -> None:
         self.process = process
         self.socket = sock
         self.log = log
@@ -234,6 +230,7 @@ class PlaneProcess:
         end = time.monotonic() + DEADLINE
         while not condition(stats := self.stats()):
             assert time.monotonic() < end, f"last seen: {stats}; log: {self.log.read_text()}"
+            time.sleep(POLL)
         return stats
 
     def wait_for(self, counter: str, value: int = 1) -> Stats:
@@ -245,21 +242,32 @@ class PlaneProcess:
         return self.process.wait(DEADLINE)
 
 
+def _started(inside: Namespace, daemon: socket.socket, log: int, patch: str) -> subprocess.Popen[bytes]:
+    program = ["-m", "espthrunat.plane"]
+    if patch:
+        program = ["-c", f"{patch}\nimport sys\nfrom espthrunat.plane.__main__ import main\nmain(sys.argv[1:])"]
+    command = [*inside.enter, sys.executable, *program, "--fd", str(daemon.fileno())]
+    return subprocess.Popen(command, pass_fds=[daemon.fileno()], stderr=log)
+
+
 @contextmanager
 def plane(
-    inside: Namespace, tmp_path: FilePath, configure: Configure | None = None, patch: str = ""
+    inside: Namespace, tmp_path: FilePath, configure: Configure | None = None, patch: str = "", fork: bool = True
 ) -> Iterator[PlaneProcess]:
-    """A plane in a namespace; with `configure`, one that is ready. `patch` is Python that it runs first."""
+    """A plane in a namespace; with `configure`, one that is ready.
+
+    `patch` is Python that it runs first. Such a plane, and one that is not to be forked, is started as its daemon does.
+    """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     log = tmp_path / f"plane-{inside.pid}.log"
     with ExitStack() as stack:
         stack.enter_context(ours)
         with theirs, log.open("wb") as stderr:
-            program = ["-m", "espthrunat.plane"]
-            if patch:
-                program = ["-c", f"{patch}\nimport sys\nfrom espthrunat.plane.__main__ import main\nmain(sys.argv[1:])"]
-            command = [*inside.enter, sys.executable, *program, "--fd", str(theirs.fileno())]
-            process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stderr=stderr)
+            process: subprocess.Popen[bytes] | ForkedPlane
+            if fork and not patch:
+                process = ForkedPlane(inside.pid, theirs, stderr.fileno())
+            else:
+                process = _started(inside, theirs, stderr.fileno(), patch)
         stack.enter_context(process)
         stack.callback(process.kill)
         running = PlaneProcess(process, ours, log)

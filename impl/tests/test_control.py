@@ -16,7 +16,7 @@ import pytest
 from daemon_world import Daemon, Host, running
 from hypothesis import given
 from hypothesis import strategies as st
-from plane_world import DEADLINE, two_namespaces, what_is_missing
+from plane_world import DEADLINE, POLL, two_namespaces, what_is_missing
 
 from espthrunat import control
 from espthrunat.control import MAX_CLIENTS, MAX_REQUEST, Client, ControlError, ControlServer, parse_request, request
@@ -266,6 +266,7 @@ def test_clients_beyond_the_limit_are_told_and_places_become_free(daemon: Daemon
             daemon.ask("status")
         except ControlError as error:
             refusal = str(error)
+            time.sleep(POLL)
         else:
             refusal = ""
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from daemon_world import PSK, Daemon, Host, has_ended, one_line, pair, running
-from plane_world import DEADLINE, INNER, OUTER, Namespace, two_namespaces, what_is_missing
+from plane_world import DEADLINE, INNER, OUTER, POLL, Namespace, two_namespaces, what_is_missing
 
 from espthrunat.wire.udp import ESP_MARKER, KEEPALIVE
 
@@ -263,6 +263,7 @@ def until(condition: Callable[[], bool], what: str) -> None:
     end = time.monotonic() + DEADLINE
     while not condition():
         assert time.monotonic() < end, f"never came: {what}"
+        time.sleep(POLL)
 
 
 def connecting(daemon: Daemon) -> None:

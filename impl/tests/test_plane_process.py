@@ -30,7 +30,7 @@ def has_tun(inside: Namespace) -> bool:
 
 
 def test_it_ends_cleanly_with_its_daemon_and_takes_the_device_along(here: Namespace, tmp_path: FilePath) -> None:
-    with plane(here, tmp_path, HERE.configure) as running:
+    with plane(here, tmp_path, HERE.configure, fork=False) as running:
         assert has_tun(here)
         running.socket.close()
         assert running.ended() == 0
@@ -39,13 +39,13 @@ def test_it_ends_cleanly_with_its_daemon_and_takes_the_device_along(here: Namesp
 
 
 def test_a_daemon_that_dies_before_configuring_ends_it(here: Namespace, tmp_path: FilePath) -> None:
-    with plane(here, tmp_path) as running:
+    with plane(here, tmp_path, fork=False) as running:
         running.socket.close()
         assert running.ended() == 0
 
 
 def test_sigterm_ends_it_and_sigint_does_not(here: Namespace, tmp_path: FilePath) -> None:
-    with plane(here, tmp_path, HERE.configure) as running:
+    with plane(here, tmp_path, HERE.configure, fork=False) as running:
         running.process.send_signal(signal.SIGINT)
         running.stats()
         running.process.send_signal(signal.SIGTERM)
@@ -91,7 +91,7 @@ subprocess.run([sys.executable, "-m", "espthrunat.plane", "--fd", "{fd}"], pass_
     ids=["address", "not an address", "port", "long name", "evil name", "other device", "port in use"],
 )
 def test_it_says_why_it_cannot_start(here: Namespace, tmp_path: FilePath, configure: Configure, complaint: str) -> None:
-    with here.udp(OUTER[0], 501), plane(here, tmp_path) as running:
+    with here.udp(OUTER[0], 501), plane(here, tmp_path, fork=False) as running:
         running.send(configure)
         error = running.expect(Ready).error
         assert complaint in error
@@ -111,7 +111,7 @@ def test_it_says_why_it_cannot_start(here: Namespace, tmp_path: FilePath, config
     ids=["no message", "a message of its own", "a second Configure", "wrong type", "unknown suite"],
 )
 def test_a_daemon_that_talks_nonsense_ends_it(here: Namespace, tmp_path: FilePath, packet: bytes) -> None:
-    with plane(here, tmp_path, HERE.configure) as running:
+    with plane(here, tmp_path, HERE.configure, fork=False) as running:
         running.socket.send(packet)
         assert running.ended() == 1
         assert "makes no sense" in running.log.read_text()
@@ -120,13 +120,13 @@ def test_a_daemon_that_talks_nonsense_ends_it(here: Namespace, tmp_path: FilePat
 
 @pytest.mark.parametrize("first", [GetStats(1), Datagrams([])], ids=["GetStats", "Datagrams"])
 def test_configure_must_come_first(here: Namespace, tmp_path: FilePath, first: ToPlane) -> None:
-    with plane(here, tmp_path) as running:
+    with plane(here, tmp_path, fork=False) as running:
         running.send(first)
         assert running.ended() == 1
 
 
 def test_keys_never_reach_the_log(here: Namespace, tmp_path: FilePath) -> None:
-    with plane(here, tmp_path, HERE.configure) as running:
+    with plane(here, tmp_path, HERE.configure, fork=False) as running:
         sa = msgspec.structs.replace(HERE.sa(Direction.OUTBOUND, 1), keymat=b"very secret")
         running.send(sa)
         assert running.ended() == 1
@@ -136,7 +136,7 @@ def test_keys_never_reach_the_log(here: Namespace, tmp_path: FilePath) -> None:
 
 
 def test_a_deleted_device_ends_it(here: Namespace, tmp_path: FilePath) -> None:
-    with plane(here, tmp_path, HERE.configure) as running:
+    with plane(here, tmp_path, HERE.configure, fork=False) as running:
         here.run("ip", "link", "delete", "esp0")
         assert running.ended() == 1
         assert "esp0 was deleted" in running.log.read_text()
