@@ -13,6 +13,8 @@ PEERS := strongswan-charon strongswan-libcharon strongswan-swanctl libstrongswan
 # Other people's programs that some tests need, COMMAND or COMMAND:PACKAGE; the tests are skipped where they are missing.
 WITNESSES := ike-scan xl2tpd ssh:openssh-client sshd:openssh-server
 
+PIP := --quiet --disable-pip-version-check --no-compile -c harness/constraints.txt
+
 .PHONY: help
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -26,8 +28,10 @@ SMOKE := --natbed-matrix smoke --natbed-seconds 0 topologies impl/tests harness/
 demo: setup device ## scenario A end to end: verdict, figures, and where the evidence lies
 	@$(BIN)/natbed run A
 
+# Bytecode is made while mypy, which needs none, has the other processor.
 .PHONY: test
-test: setup device witnesses lint ## all checks and tests, and the smoke matrix
+test: system device witnesses .venv/.installed ## all checks and tests, and the smoke matrix
+	@$(MAKE) --no-print-directory -j 2 setup lint
 	@$(BIN)/pytest -n $(WORKERS) $(SMOKE)
 
 .PHONY: matrix
@@ -58,13 +62,13 @@ conformance: setup device witnesses ## every requirement of the draft with its t
 	exit $$code
 
 .PHONY: lint
-lint: setup
+lint: system .venv/.installed
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --quiet --check .
 	@$(BIN)/mypy --no-error-summary
 
 .PHONY: setup
-setup: system .venv/.installed ## system packages and the virtual environment
+setup: system .venv/.compiled ## system packages and the virtual environment
 	@$(BIN)/python -m compileall -q harness impl topologies
 
 # Users other than root need the mode that most distributions give it; to open it grants nothing by itself.
@@ -105,8 +109,13 @@ witnesses:
 	@echo "making the virtual environment from pinned versions"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "natbed needs Python 3.11 or later: make PYTHON=python3.11 ..."; exit 1; }
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c harness/constraints.txt hatchling setuptools
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation -c harness/constraints.txt -e '.[dev]'
+	@$(BIN)/pip install $(PIP) hatchling setuptools
+	@$(BIN)/pip install $(PIP) --no-build-isolation -e '.[dev]'
+	@touch $@
+
+# On all processors, where pip takes one; what no Python can compile, some packages bring as data.
+.venv/.compiled: .venv/.installed
+	@$(BIN)/python -m compileall -q -j 0 .venv/lib >/dev/null 2>&1 || true
 	@touch $@
 
 .PHONY: clean
