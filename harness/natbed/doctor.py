@@ -170,9 +170,9 @@ def _root() -> str:
 
 
 def _python() -> str:
-    import mininet.net
+    from .mininet_modules import net
 
-    return f"Python {platform.python_version()}, Mininet {mininet.net.VERSION}"
+    return f"Python {platform.python_version()}, Mininet {net.VERSION}"
 
 
 def _namespaces() -> str:

@@ -12,11 +12,8 @@ from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any, Self, TypeVar
 
-import mininet.log
-import mininet.net
-import mininet.util
-
 from .link import Link
+from .mininet_modules import log, net, util
 from .node import Node
 from .node_kinds import Gateway, Host, Nat, Router, Segment
 from .process import CommandFailed, end_processes
@@ -27,15 +24,15 @@ N = TypeVar("N", bound=Node)
 PING_DEADLINE = 1  # seconds that pingall gives an echo
 
 # Mininet's preparations raise limits of the whole machine; no lab needs them.
-mininet.net.Mininet.inited = True
-mininet.util.numCores.ncores = os.cpu_count() or 1  # else found out with a subprocess
+net.Mininet.inited = True
+util.numCores.ncores = os.cpu_count() or 1  # else found out with a subprocess
 
 
 class LabError(Exception):
     """The lab is not the network that the scenario describes; the message says what was found instead."""
 
 
-class Network(mininet.net.Mininet):
+class Network(net.Mininet):
     """Mininet's network over natbed's nodes and links, which its command line works on."""
 
     def ping(self, hosts: list[Node] | None = None, timeout: str | None = None) -> float:
@@ -43,17 +40,17 @@ class Network(mininet.net.Mininet):
         nodes: list[Node] = hosts or self.hosts
         sent = received = 0
         for node in nodes:
-            mininet.log.output(f"{node.name} -> ")
+            log.output(f"{node.name} -> ")
             for other in nodes:
                 if node is other:
                     continue
                 answered = _answers(node, address_seen_from(node, other), timeout or str(PING_DEADLINE))
                 sent += 1
                 received += answered
-                mininet.log.output(f"{other.name if answered else 'X'} ")
-            mininet.log.output("\n")
+                log.output(f"{other.name if answered else 'X'} ")
+            log.output("\n")
         loss = 100.0 * (sent - received) / sent if sent else 0.0
-        mininet.log.output(f"*** Results: {loss:.0f}% dropped ({received}/{sent} received)\n")
+        log.output(f"*** Results: {loss:.0f}% dropped ({received}/{sent} received)\n")
         return loss
 
 

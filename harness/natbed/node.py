@@ -13,10 +13,10 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-import mininet.node
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from . import mininet_modules
 from .isolation import NamespaceThread
 from .link import Interface
 from .process import CommandFailed, ProcessNamespace, end_processes, find_program, signal_group
@@ -29,7 +29,7 @@ class NodeError(Exception):
     """A node is not what it must be: a setting that did not take, an interface that is not there."""
 
 
-class Node(mininet.node.Node):
+class Node(mininet_modules.node.Node):
     """A network namespace with a name. Mininet's shell in it starts at its first use only."""
 
     name: str

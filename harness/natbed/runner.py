@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 
 from pyroute2.netlink.exceptions import NetlinkError
 
-from . import pki
 from .capture import Capture, CaptureError
 from .checks import CheckResult, Verdict, l2tp
 from .checks.idle import KEEPALIVE, KEPT_NAME
@@ -238,6 +237,8 @@ class Run:
         protection = self.options.protection
         credentials = None
         if protection.authentication == "rsa":
+            from . import pki  # which takes a tenth of a second to load, and has no other use
+
             self._progress("making certificates")
             names = dict.fromkeys(name for t in self.scenario.tunnels() for name in (t.initiator, t.responder))
             credentials = pki.issue(self.folder, {name: identity(name) for name in names})

@@ -5,10 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, TextIO
 
-import mininet.cli
-import mininet.log
-
 from .lab import address_seen_from
+from .mininet_modules import cli, log
 
 if TYPE_CHECKING:
     from .lab import Lab
@@ -21,7 +19,7 @@ pingall          everyone to everyone    exit               end
 """
 
 
-class Shell(mininet.cli.CLI):  # type: ignore[misc]  # mininet is untyped
+class Shell(cli.CLI):  # type: ignore[misc]  # mininet is untyped
     """Mininet's command line, in which a node's name stands for the address that the commanded node reaches it by."""
 
     prompt = "natbed> "
@@ -49,7 +47,7 @@ def open_shell(lab: Lab, stdin: TextIO | None = None) -> None:
     if stdin is None:
         sys.stdout.write(WELCOME)
     # Mininet says what it says through its log, whose place is stderr; here it is what the user asked for.
-    (handler,) = mininet.log.lg.handlers
+    (handler,) = log.lg.handlers
     before = handler.setStream(sys.stdout)
     try:
         Shell(lab.network, stdin=stdin or sys.stdin)
