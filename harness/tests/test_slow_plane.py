@@ -10,6 +10,7 @@ from run_world import check, options, passed, run
 
 from natbed.baseline_run import measure_once
 from natbed.checks import Verdict
+from natbed.checks.idle import FORGOTTEN_NAME, KEPT_NAME
 from natbed.checks.throughput import ATTEMPTS
 from natbed.machine_kind import machine_kind
 from natbed.results import baseline
@@ -51,8 +52,8 @@ def kept(tmp_path: pathlib.Path) -> pathlib.Path:
     return file
 
 
-def compared(tmp_path: pathlib.Path, kept: pathlib.Path) -> RunOptions:
-    return dataclasses.replace(options(tmp_path, seconds=1, esp_suite=SUITE), baseline=kept, rekey="both")
+def compared(tmp_path: pathlib.Path, kept: pathlib.Path, rekey: str = "none") -> RunOptions:
+    return dataclasses.replace(options(tmp_path, seconds=1, esp_suite=SUITE), baseline=kept, rekey=rekey)
 
 
 def test_a_slow_plane_fails_throughput_and_nothing_else(
@@ -66,11 +67,13 @@ def test_a_slow_plane_fails_throughput_and_nothing_else(
     (tmp_path / "slow").mkdir()
     (tmp_path / "slow" / "sitecustomize.py").write_text(SLOW)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "slow"))
-    slow, _ = run(compared(tmp_path, kept))
+    slow, _ = run(compared(tmp_path, kept, rekey="both"))
     result = check(slow, "throughput client1")
     assert result.verdict is Verdict.FAILED, result.reason
     assert [one.name for one in slow.checks if not one.passed] == ["throughput client1"]
-    assert [one.name for one in slow.checks] == [one.name for one in usual.checks]
+    others = {one.name for one in slow.checks} - {one.name for one in usual.checks}
+    assert others == {"rekey", KEPT_NAME, FORGOTTEN_NAME}, "what rekeys has been judged too"
+    assert {one.name for one in slow.checks} > {one.name for one in usual.checks}
     assert slow.reason == f"throughput client1: {result.reason}"
     assert f"below 33% of it in {ATTEMPTS} attempts" in result.reason
     assert all(result.details["ratio"][way] < floor for way, floor in result.details["floor"].items())
