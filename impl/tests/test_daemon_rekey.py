@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path as FilePath
 from typing import Any
@@ -29,6 +29,17 @@ def sides() -> Iterator[tuple[Namespace, Namespace]]:
 
 def spis(status: dict[str, Any], which: str = "sas") -> set[tuple[str, str]]:
     return {(sa["inbound_spi"], sa["outbound_spi"]) for sa in status[which]}
+
+
+def ends(pair: tuple[str, str]) -> frozenset[str]:
+    """The same at both ends of it."""
+    return frozenset(pair)
+
+
+def uses_alone(at_one_end: dict[str, Any]) -> Callable[[dict[str, Any]], bool]:
+    """Whether an end has no pairs but those, each seen from either side, that one end has in use."""
+    wanted = set(map(ends, spis(at_one_end)))
+    return lambda status: not status["retired"] and set(map(ends, spis(status))) == wanted
 
 
 @contextmanager
@@ -66,9 +77,12 @@ def test_rekeys_by_command_lose_nothing(sides: tuple[Namespace, Namespace], tmp_
                 seen.append(end.ask("status"))
                 assert {(sa["inbound_spi"], sa["outbound_spi"]) for sa in answer["sas"]} == spis(seen[-1])
                 assert 0 < answer["seconds"] < DEADLINE
-                left.wait(lambda status: not status["retired"])  # it asks while packets are under way
+                # They ask while packets are under way. Who answered has the pair with message 3, which may come later
+                # than anybody is asked to rekey once more: that pair would be the answer to it.
+                for one in (left, right):
+                    one.wait(uses_alone(seen[-1]))
             assert_nothing_lost(stream, 2000)
-        pairs = [frozenset(frozenset(spi) for spi in spis(status)) for status in seen]
+        pairs = [frozenset(map(ends, spis(status))) for status in seen]
         assert len(set(pairs)) == 4, "each has made a pair of its own"
         assert all(len(one) == 1 for one in pairs), "and it alone is used"
         for end in (left, right):
