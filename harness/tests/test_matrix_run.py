@@ -1,121 +1,24 @@
-"""`natbed matrix`: how cells end, what is shown and kept, and what is run again. Most runs are stand-ins."""
+"""`natbed matrix`: how cells end, what is shown and kept, and what is run again. All runs are stand-ins."""
 
 from __future__ import annotations
 
-import os
 import pathlib
 import re
-import subprocess
-import sys
 import xml.etree.ElementTree as ET
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import ClassVar
 
 import pytest
-from typer.testing import CliRunner
+from matrix_world import P_TRANSPORT, P_TUNNEL, Q_TRANSPORT, SMOKE, Judge, StandIn, World
 
-import natbed.runner
-from natbed import matrix_shell
-from natbed.checks import CheckResult, Verdict
-from natbed.cli import app
-from natbed.matrix_shell import OpenedRun
+from natbed.checks import Verdict
 from natbed.results import report, store
-from natbed.results.record import RunRecord
 from natbed.results.report import CellRecord, Report
-from natbed.runner import RunOptions
-from natbed.scenario import Scenario
-from natbed.stacks.base import Daemon, StackError
-from natbed.topology_files import find
 
 pytestmark = pytest.mark.usefixtures("isolated")
-
-TOPOLOGY = '''
-"""Two scenarios: P in both modes, Q in one, with one and two clients."""
-
-from natbed.nat import presets
-from natbed.scenario import Scenario, Tunnel
-
-
-class P(Scenario):
-    letter = "P"
-
-    def build(self):
-        internet = self.internet()
-        home = self.nat_router("nat", wan=internet)
-        self.host("client1", on=home.lan)
-        self.host("server", on=internet)
-
-    def tunnels(self):
-        return [Tunnel("client1", "server")]
-
-
-class Q(P):
-    letter = "Q"
-    modes = ("transport",)
-    not_supported = {"tunnel": "for this test"}
-'''
-REST = "aes128gcm16-main-psk-1-masquerade-both"
-P_TUNNEL, P_TRANSPORT, Q_TRANSPORT = f"P-tunnel-{REST}", f"P-transport-{REST}", f"Q-transport-{REST}"
-SMOKE = [P_TUNNEL, P_TRANSPORT, Q_TRANSPORT]
-Judge = Callable[[str, str, int], Verdict]  # scenario, mode, how often it has run
-
-
-class StandIn:
-    """In `Run`'s place: ends as the test says, at once."""
-
-    judge: ClassVar[Judge]
-    ran: ClassVar[list[tuple[str, RunOptions]]]
-
-    def __init__(self, scenario: type[Scenario], options: RunOptions, _progress: object) -> None:
-        self.letter, self.options = scenario.letter, options
-        self.folder = options.results / f"run-{len(self.ran)}-{self.letter}"
-        self.ran.append((self.letter, options))
-
-    def execute(self) -> RunRecord:
-        mode = self.options.protection.mode
-        times = sum((letter, one.protection.mode) == (self.letter, mode) for letter, one in self.ran)
-        verdict = type(self).judge(self.letter, mode, times)
-        check = CheckResult(name="stand-in", verdict=verdict, reason=f"it is {verdict}")
-        return RunRecord(
-            scenario=self.letter, title="", started="", nat="", stack="", mode=mode, verdict=verdict,
-            reason=f"stand-in: {check.reason}", seconds=1.5, build_milliseconds=0, teardown_milliseconds=0,
-            clients=[], hosts=[], checks=[check], evidence=[], kernel="", version="",
-        )  # fmt: skip
-
-
-@dataclass
-class World:
-    """A folder of scenarios, a place for results, and the command."""
-
-    topologies: pathlib.Path
-    results: pathlib.Path
-    monkeypatch: pytest.MonkeyPatch
-    runner: CliRunner = field(default_factory=CliRunner)
-
-    def matrix(self, *arguments: object, judge: Judge) -> tuple[int, str]:
-        """Exit code and output of `natbed matrix`, with stand-ins that end as `judge` says."""
-        StandIn.judge, StandIn.ran = staticmethod(judge), []  # so that it gets no self
-        self.monkeypatch.setattr(natbed.runner, "Run", StandIn)
-        where = ["--topologies", str(self.topologies), "--results", str(self.results)]
-        done = self.runner.invoke(app, ["matrix", *where, *map(str, arguments)])
-        assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
-        return done.exit_code, done.output
-
-    @property
-    def cells(self) -> list[CellRecord]:
-        """What the newest matrix wrote down."""
-        newest = max(self.results.glob(f"*-matrix*/{report.CELLS}"), key=lambda file: file.stat().st_mtime_ns)
-        return report.load(newest)
 
 
 @pytest.fixture
 def world(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    folder = tmp_path / "mine"
-    folder.mkdir()
-    (folder / "mine.py").write_text(TOPOLOGY)
-    monkeypatch.setenv("COLUMNS", "120")
-    return World(folder, tmp_path / "results", monkeypatch)
+    return World.made(tmp_path, monkeypatch)
 
 
 def passes(*_: object) -> Verdict:
@@ -319,93 +222,3 @@ def test_lines_that_are_no_records_are_refused(tmp_path: pathlib.Path) -> None:
     file.write_text("{}\n")
     with pytest.raises(store.StoreError, match="missing required field"):
         report.last_failed(tmp_path)
-
-
-# real runs
-
-
-def natbed_matrix(*arguments: object, cwd: pathlib.Path) -> subprocess.CompletedProcess[str]:
-    argv = [sys.executable, "-m", "natbed.cli", "matrix", *map(str, arguments)]
-    environment = {**os.environ, "COLUMNS": "120", "TERM": "dumb"}
-    return subprocess.run(
-        argv,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        cwd=cwd,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-    )
-
-
-def test_scenario_a_passes_in_both_modes_at_once_on_two_workers(tmp_path: pathlib.Path) -> None:
-    cwd, results = tmp_path / "cwd", tmp_path / "results"
-    cwd.mkdir()
-    done = natbed_matrix("--smoke", "-k", "A", "-n", 2, "--results", results, cwd=cwd)
-    assert done.returncode == 0, done.stdout + done.stderr
-    records = {folder.name.partition("-")[2]: folder for folder in results.iterdir() if folder.name != "latest"}
-    cells = report.load(results / records["matrix"] / report.CELLS)
-    assert {cell.cell.split("-")[1] for cell in cells} == {"tunnel", "transport"}
-    for cell in cells:
-        record = store.load(pathlib.Path(cell.evidence))
-        assert (record.scenario, record.verdict, record.mode) == ("A", Verdict.PASSED, cell.cell.split("-")[1])
-        assert {check.name for check in record.checks} >= {
-            "connectivity",
-            "idle",
-            "rekey",
-            "idle without keepalives",
-            "wire",
-        }
-    assert not list(cwd.iterdir())
-
-
-def test_a_worker_that_dies_is_a_broken_lab_and_the_others_go_on(world: World, tmp_path: pathlib.Path) -> None:
-    dies = TOPOLOGY.replace('letter = "Q"', 'letter = "Q"\n\n    def build(self):\n        import os; os._exit(9)\n')
-    refuses = dies.replace("on=home.lan)", 'on=home.lan, protected="10.5.5.5/24")', 1)
-    (world.topologies / "mine.py").write_text(refuses)
-    arguments = ("--smoke", "-k", "Q or P and tunnel", "-n", 2, "--topologies", world.topologies)
-    done = natbed_matrix(*arguments, "--results", world.results, cwd=tmp_path)
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert {cell.cell: cell.verdict for cell in world.cells} == {
-        P_TUNNEL: Verdict.FAILED,
-        Q_TRANSPORT: Verdict.LAB_BROKEN,
-    }
-    assert f"crashed while running 'mine/mine.py::{Q_TRANSPORT}'" in done.stdout
-
-
-def test_the_shell_opens_on_the_lab_of_a_cell_that_goes_wrong(world: World, tmp_path: pathlib.Path) -> None:
-    text = TOPOLOGY.replace(
-        '        self.host("server", on=internet)\n',
-        """        self.host("server", on=internet)
-        self.nodeInfo("client1")["routes"] = []
-""",
-    )
-    (world.topologies / "mine.py").write_text(text)
-    argv = [sys.executable, "-m", "natbed.cli", "matrix", "--topologies", str(world.topologies), P_TUNNEL]
-    argv += ["--shell-on-failure", "--results", str(world.results)]
-    typed = "client1 ip route show 192.168.1.0/24\nexit\n"
-    done = subprocess.run(argv, input=typed, capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path)
-    assert done.returncode == 3, done.stdout + done.stderr
-    assert "NAT: no datagram could be sent or received" in done.stdout.partition("natbed> ")[0], "it says what is wrong"
-    assert "dev client1-eth0" in done.stdout, "the lab is up"
-    assert "verdict   lab broken" in done.stdout
-
-
-def test_the_shell_opens_once_and_while_the_daemons_still_run(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    opened: list[dict[str, list[str]]] = []
-
-    class Fails(OpenedRun):
-        def connect(self, daemons: dict[str, Daemon]) -> None:
-            super().connect(daemons)
-            monkeypatch.setattr(matrix_shell, "open_shell", lambda lab: opened.append(tunnels(daemons)))
-            raise StackError("as the test wants it")
-
-    def tunnels(daemons: dict[str, Daemon]) -> dict[str, list[str]]:
-        return {name: [status.name for status in daemon.status()] for name, daemon in daemons.items()}
-
-    record = Fails(find("A"), RunOptions(clients=1, seconds=0, results=tmp_path), lambda step: None).execute()
-    assert (record.verdict, record.reason) == (Verdict.FAILED, "espthrunat: as the test wants it")
-    assert opened == [{"client1": ["client1-server"], "server": ["client1-server"]}]
