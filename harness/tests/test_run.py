@@ -55,7 +55,9 @@ def test_two_clients_behind_a_nat(tmp_path: pathlib.Path) -> None:
     assert (again.clients, again.hosts, again.verdict) == (record.clients, record.hosts, Verdict.PASSED)
     assert (tmp_path / "latest").readlink() == pathlib.Path(folder.name)
     promised = {
-        f"{host}/{file}" for host in ("client1", "client2", "server") for file in ("espthrunat.log", "keys/esp_sa")
+        f"{host}/{file}"
+        for host in ("client1", "client2", "server")
+        for file in ("espthrunat.log", "keys/esp_sa", "stats.jsonl")
     }
     promised |= {
         "nat-public.pcap",
@@ -66,6 +68,8 @@ def test_two_clients_behind_a_nat(tmp_path: pathlib.Path) -> None:
     assert promised <= set(record.evidence)
     for name in record.evidence:
         assert (folder / name).stat().st_size > 0 or name.startswith("nat-wireshark"), f"{name} is empty"
+    lives = [msgspec.json.decode(line) for line in (folder / "server" / "stats.jsonl").read_text().splitlines()]
+    assert all(life["counters"]["udp_in"] > 0 for life in lives), "a line for each time that it was started"
     events = (folder / "nat-conntrack.txt").read_text()
     for port in ports.values():
         assert f"dst={NAT} sport=500 dport={port}" in events

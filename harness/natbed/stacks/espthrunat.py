@@ -26,6 +26,7 @@ T = TypeVar("T")
 Value = str | float | list[str] | None
 
 READY_SECONDS = 10.0
+_LAST_ANSWER_SECONDS = 1.0
 STOP_SECONDS = 5.0
 _TUN = "esp0"  # its device, where nothing else is configured
 _FORWARDED_PRIORITY, _FORWARDED_TABLE = "100", "100"
@@ -209,9 +210,16 @@ class EspThruNatDaemon:
             raise StackError(f"{self._node.name}: a process of espthrunat has ended: {self._last_words()}") from error
 
     def stop(self) -> None:
-        """End it in order. Raises StackError when it had to be killed or ended badly."""
+        """End it in order; what its plane has counted is added to the evidence.
+
+        Raises StackError when it had to be killed or ended badly.
+        """
         if self._killed:
             return
+        with contextlib.suppress(StackError):  # one that does not answer may still end in order
+            counted = msgspec.json.encode(self._ask("stats", _LAST_ANSWER_SECONDS))
+            with (self._log.parent / "stats.jsonl").open("ab") as file:
+                file.write(counted + b"\n")
         self._process.terminate()
         try:
             code = self._process.wait(STOP_SECONDS)
