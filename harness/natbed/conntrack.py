@@ -44,6 +44,7 @@ class Mapping(msgspec.Struct, frozen=True, kw_only=True):
     identifier: int
     packets: int = 0
     octets: int = 0
+    forwarded: bool = False  # the remote end has begun it
 
 
 def udp_mappings(node: NodeLike) -> list[Mapping]:
@@ -77,6 +78,7 @@ def parse_udp_entry(line: str) -> Mapping:
         identifier=int(values[8]),
         packets=sum(int(number) for what, number in _COUNTERS.findall(line) if what == "packets"),
         octets=sum(int(number) for what, number in _COUNTERS.findall(line) if what == "bytes"),
+        forwarded=forwarded,
     )
 
 

@@ -59,7 +59,7 @@ def test_a_port_forward_is_read_from_the_inside() -> None:
     )
     assert parse_udp_entry(line) == Mapping(
         inside=("192.168.1.11", 500), public=("203.0.113.2", 500), remote=("198.51.100.7", 500),
-        replied=True, assured=True, seconds=27, identifier=17,
+        replied=True, assured=True, seconds=27, identifier=17, forwarded=True,
     )  # fmt: skip
 
 
