@@ -163,6 +163,17 @@ def test_the_table_shows_figures_ratios_and_what_went_wrong_in_80_columns() -> N
     assert "strongswan 5.9.8" in output
 
 
+def test_wide_ranges_of_a_fast_machine_fit_too() -> None:
+    wide = {"tcp_forward": 12728.0, "tcp_reverse": 10516.0, "udp": 10050.0, "ping": 312.0}
+    taken = [
+        msgspec.structs.replace(one, value=wide.get(one.quantity, 11.6) * (1.3 if one.round == 2 else 1.0))
+        for one in everything()
+    ]
+    output = shown(taken, [])
+    assert "\N{HORIZONTAL ELLIPSIS}" not in output, "nothing is cut off"
+    assert ["12728-16546", "10516-13671", "10050-13065", "312-406"] in [line.split() for line in output.splitlines()]
+
+
 def test_what_tcp_sent_again_is_told_though_nothing_can_be_divided_by_it() -> None:
     taken = [one for one in everything() if (one.candidate, one.quantity) != (THEIRS.name, REPEATED)]
     taken += samples({(THEIRS.name, REPEATED): (0.0, 0.0, 7.0)})

@@ -187,7 +187,7 @@ def _ratios(title: str, ratios: Sequence[Ratio]) -> Table:
 
 
 def _table(title: str, heads: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left", box=rich.box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    table = Table(title=title, title_justify="left", box=rich.box.SIMPLE_HEAD, show_edge=False, padding=0)
     table.add_column("", no_wrap=True)
     for head in heads:
         table.add_column(head.replace(" ", "\n", 1), justify="right", no_wrap=True)
