@@ -27,6 +27,7 @@ from .plane_keeper import PlaneKeeper
 from .plane_policies import PlanePolicies
 from .plane_process import PlaneProcess
 from .plane_sas import add_sa
+from .stats_parts import StatsParts
 from .status import sa_stats, status
 from .waiting import Wait, Waiting
 
@@ -47,6 +48,7 @@ class Daemon:
         self._failures: dict[str, str] = {}
         self._waiting = Waiting(time.monotonic)
         self._queries: dict[int, tuple[Client | None, StatsUser]] = {}
+        self._stats_parts = StatsParts()
         self._query = 0
         self._plain = PlainEspWatch(self._timers, lambda: self._ask_plane(None, self._judge_plain_esp))
         self._keepalives: dict[messages.Path, float] = {}
@@ -126,9 +128,10 @@ class Daemon:
                 for path, data in items:
                     self._endpoint.receive_datagram(data, path, now)
             case messages.Stats():
-                _, use = self._queries.pop(message.query, (None, None))
+                whole = self._stats_parts.add(message)
+                _, use = self._queries.pop(message.query, (None, None)) if whole else (None, None)
                 if use is not None:
-                    use(message)
+                    use(whole)
             case messages.Acquire(policy):
                 self._endpoint.acquire(policy, now)
             case messages.Used(spi):

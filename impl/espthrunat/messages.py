@@ -193,11 +193,12 @@ class SaStats(msgspec.Struct, frozen=True):
 
 
 class Stats(msgspec.Struct, frozen=True, tag="stats"):
-    """Plane to daemon: everything that was counted since start, drops by their kind."""
+    """Plane to daemon: everything that was counted since start, drops by their kind. With `more`, more SAs follow."""
 
     query: int
     counters: dict[str, int]
     sas: list[SaStats]
+    more: bool = False
 
 
 ToPlane = Configure | AddSa | DeleteSa | AddPolicy | DeletePolicy | Keepalive | Datagrams | GetStats

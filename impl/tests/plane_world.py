@@ -38,6 +38,7 @@ from espthrunat.messages import (
     decode_from_plane,
     encode,
 )
+from espthrunat.stats_parts import StatsParts
 
 T = TypeVar("T")
 
@@ -221,9 +222,12 @@ class PlaneProcess:
     def stats(self) -> Stats:
         self._queries += 1
         self.send(GetStats(self._queries))
-        stats = self.expect(Stats)
-        assert stats.query == self._queries
-        return stats
+        parts = StatsParts()
+        while True:
+            part = self.expect(Stats)
+            assert part.query == self._queries
+            if whole := parts.add(part):
+                return whole
 
     def wait(self, condition: Callable[[Stats], bool]) -> Stats:
         """Ask for statistics until they fulfil the condition."""

@@ -36,8 +36,11 @@ from espthrunat.messages import (
     Keepalive,
     Path,
     Rebound,
+    SaStats,
+    Stats,
     Used,
 )
+from espthrunat.stats_parts import StatsParts
 from espthrunat.wire.udp import ESP_MARKER, KEEPALIVE
 
 missing = what_is_missing()
@@ -290,3 +293,25 @@ def test_what_is_sent_puts_keepalives_off(sides: tuple[Namespace, Namespace], tm
             with pytest.raises(TimeoutError):
                 peer.recv(2000)
         assert "keepalive_out" not in left.stats().counters
+
+
+def test_thousands_of_sas_are_counted_though_no_message_holds_them_all(
+    sides: tuple[Namespace, Namespace], tmp_path: FilePath
+) -> None:
+    here, _ = sides
+    with plane(here, tmp_path, HERE.configure) as left:
+        for spi in range(0x2001, 0x2001 + 2000):
+            left.send(HERE.sa(IN, spi))
+        assert sorted(sa.spi for sa in left.stats().sas) == list(range(0x2001, 0x2001 + 2000))
+
+
+def test_what_an_ended_plane_has_told_is_not_mixed_with_what_the_next_one_tells() -> None:
+    def part(query: int, spi: int, *, more: bool) -> Stats:
+        return Stats(query, {}, [SaStats(spi, IN, HERE.path, SUITE.name, 0, 0, {})], more=more)
+
+    parts = StatsParts()
+    assert parts.add(part(1, 1, more=True)) is None
+    assert parts.add(part(2, 2, more=True)) is None
+    whole = parts.add(part(2, 3, more=False))
+    assert whole is not None
+    assert [sa.spi for sa in whole.sas] == [2, 3]

@@ -42,6 +42,7 @@ from .steering import MARK
 from .udp_socket import RING, segments_in_a_train
 
 _BATCH = 64  # packets or messages a wake: long enough to be efficient, short enough that nobody starves
+_SAS_A_MESSAGE = 300  # each has a few hundred octets, however many kinds of drops it counts
 _UDP_OVERHEAD = 20 + 8 + 8  # octets: IP, UDP, marker
 _RAW_OVERHEAD = 20
 _IDLE_SECONDS = 0.05
@@ -180,9 +181,15 @@ class Plane:
             case GetStats():
                 raw = self._outbound.raw
                 self._queues.look(self._devices.udp.fileno(), *([raw.fileno()] if raw else []))
-                self._channel.send(Stats(message.query, dict(self._counters.values), self._sadb.stats()))
+                self._tell_stats(message.query)
             case Configure():
                 raise ProtocolError("a second Configure")
+
+    def _tell_stats(self, query: int) -> None:
+        sas, counters = self._sadb.stats(), dict(self._counters.values)
+        for begin in range(0, max(1, len(sas)), _SAS_A_MESSAGE):
+            end = begin + _SAS_A_MESSAGE
+            self._channel.send(Stats(query, counters, sas[begin:end], more=end < len(sas)))
 
     def _send_ike(self, message: Datagrams) -> None:
         for path, datagram in message.items:
