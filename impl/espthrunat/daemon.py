@@ -204,14 +204,11 @@ class Daemon:
             client.reply({"ok": False, "error": f"{name} has no ESP SAs that could be replaced"})
             return
         try:
-            self._endpoint.rekey(name, now, phase1=phase1)
+            coming = self._endpoint.rekey(name, now, phase1=phase1)
         except ValueError as error:
             client.reply({"ok": False, "error": str(error)})
             return
-        if not pairs and not known:  # a peer that was here before is asked for its first pair
-            self._waiting.add(Wait(client, name, now))
-        else:
-            self._waiting.add(Wait(client, name, now, len(pairs), {*pairs, *known} if phase1 else set()))
+        self._waiting.add(Wait(client, name, now, coming, {*pairs, *known} if phase1 else set()))
 
     def _status(self, client: Client) -> None:
         if not self._plain.curious(time.monotonic()):

@@ -159,6 +159,24 @@ def test_duplicates_of_a_collision_do_not_live_on() -> None:
     assert len(fleet.server.endpoint.usable_children()) == 1
 
 
+@pytest.mark.parametrize("phase1", [False, True], ids=["quick", "phase 1"])
+def test_one_new_pair_replaces_all_that_both_ends_have_made_at_once_and_says_so(phase1: bool) -> None:
+    """Who waits for as many as there were would wait for ever."""
+    fleet = Fleet(2).connect()
+    for host, name in ((fleet.clients[0], "server0"), (fleet.server, "client0")):
+        host.endpoint.rekey(name, fleet.now)
+        fleet.flush(host)
+    fleet.run(5.0)
+    client = fleet.clients[0]
+    before = spis(fleet)
+    assert len(before) == 2
+    assert client.endpoint.rekey("server0", fleet.now, phase1=phase1) == 1
+    fleet.flush(client)
+    fleet.run(1.0)
+    assert len(spis(fleet)) == 1
+    assert not spis(fleet) & before
+
+
 @pytest.mark.draft("REKEY-3")
 @pytest.mark.parametrize("late", ["initiator", "responder"])
 def test_a_rekey_that_is_heard_late_leaves_no_pair_that_came_before_its_own(late: str) -> None:

@@ -125,8 +125,12 @@ class Endpoint:
         else:
             self._keeper.bring_up(connection, now)
 
-    def rekey(self, name: str, now: float, *, phase1: bool = False, quick: bool = True) -> None:
-        """Replace the SAs of a connection now. ValueError when there is nothing to replace and nobody to ask."""
+    def rekey(self, name: str, now: float, *, phase1: bool = False, quick: bool = True) -> int:
+        """Replace the SAs of a connection now; returns how many new pairs that will make.
+
+        One pair replaces all that stand for the same traffic, as there are when both ends have begun at once. Raises
+        ValueError when there is nothing to replace and nobody to ask.
+        """
         connection = self.connections[name]
         pairs = [pair for pair in self._pairs.named(name) if pair.usable]
         peers = {(pair.sa.identity, pair.child.path) for pair in pairs}
@@ -134,7 +138,7 @@ class Endpoint:
         if not peers:
             if connection.remote is not None or not self._keeper.reach(connection, now):
                 raise ValueError(f"{name} is not up")
-            return
+            return 1
         if phase1:
             for identity, path in peers:
                 established = self._phase1.of(identity, path)
@@ -146,6 +150,7 @@ class Endpoint:
                     self._keeper.replace_pair_anew(pair, now)
                 elif not pair.replacing:
                     self._keeper.replace_pair(pair, now)
+        return len({(pair.sa.identity, pair.traffic) for pair in pairs}) if quick else 0
 
     def terminate(self, name: str, now: float, reason: str = "taken down here") -> None:
         """Take a connection down: delete its SAs here and at the peer.
@@ -204,7 +209,8 @@ class Endpoint:
             self._keeper.renewal.use_up(pair, now)
             return
         self._keeper.drop_pair(pair, "used up", now, tell=True)
-        if not any(other.usable and other.same_traffic(pair) for other in self._pairs.named(pair.child.connection)):
+        others = self._pairs.named(pair.child.connection)
+        if not any(other.usable and other.traffic == pair.traffic for other in others):
             self._keeper.replace_pair(pair, now)
 
     def sa_used(self, spi: int, now: float) -> None:

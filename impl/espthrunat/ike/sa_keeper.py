@@ -118,7 +118,7 @@ class SaKeeper:
 
     def _alike(self, pair: Pair) -> list[Pair]:
         mine = self.pairs.of(pair.sa.identity, pair.child.path)
-        return [other for other in mine if other.usable and other.same_traffic(pair)]
+        return [other for other in mine if other.usable and other.traffic == pair.traffic]
 
     def replace_phase1(self, exchange: Phase1, now: float) -> None:
         """Begin the exchange that makes this phase 1's successor."""

@@ -51,10 +51,10 @@ class Pair:
         """The inbound SPI, which is ours alone."""
         return self.child.inbound_spi
 
-    def same_traffic(self, other: Pair) -> bool:
-        """Whether one could stand in for the other."""
-        a, b = self.child, other.child
-        return (a.connection, a.path, a.selector, a.mode) == (b.connection, b.path, b.selector, b.mode)
+    @property
+    def traffic(self) -> tuple[str, Path, Selector, Mode]:
+        """What it is for: pairs with one peer that agree in this could stand in for each other."""
+        return self.child.connection, self.child.path, self.child.selector, self.child.mode
 
 
 class Phase1Table:
