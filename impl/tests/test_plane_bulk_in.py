@@ -181,22 +181,25 @@ class Sender:
 def both_ways(
     datagrams: list[tuple[bytes, tuple[str, int]]], *, in_slots: bool = False, selector: Selector | None = None
 ) -> tuple[Way, Way]:
-    """The same datagrams one by one and in trains; what came of them must be the same.
+    """The same datagrams one by one, each arriving alone, and in trains; what came of them must be the same.
 
     `selector` is another one for the SA of transport mode.
     """
-    single, bulk = Way(selector=selector), Way(selector=selector)
+    single, lone, bulk = (Way(selector=selector) for _ in range(3))
     for arrival in arrivals(datagrams, in_slots=in_slots):
         for datagram in arrival.datagrams():
             single.flow.datagrams([(datagram, arrival.remote)], LOCAL)
+            SLOTS.views[47][: len(datagram)] = datagram
+            lone.flow.arrivals([Arrival(SLOTS, arrival.remote, 47, 1, len(datagram), len(datagram))], LOCAL)
         bulk.flow.arrivals([arrival], LOCAL)
-    assert bulk.flows() == single.flows()
-    assert bulk.ike == single.ike
-    assert bulk.dropped() == single.dropped()
-    assert bulk.said == single.said
-    assert [(sa.spi, sa.packets, sa.octets, sa.dropped) for sa in bulk.sadb.stats()] == [
-        (sa.spi, sa.packets, sa.octets, sa.dropped) for sa in single.sadb.stats()
-    ]
+    for way in (lone, bulk):
+        assert way.flows() == single.flows()
+        assert way.ike == single.ike
+        assert way.dropped() == single.dropped()
+        assert way.said == single.said
+        assert [(sa.spi, sa.packets, sa.octets, sa.dropped) for sa in way.sadb.stats()] == [
+            (sa.spi, sa.packets, sa.octets, sa.dropped) for sa in single.sadb.stats()
+        ]
     return single, bulk
 
 
@@ -251,6 +254,13 @@ def test_each_kind_of_fault_costs_one_packet_of_the_train() -> None:
         "drop_esp_replay": 1,
         **{name: value for name, value in bulk.dropped().items() if not name.startswith("drop")},
     }
+
+
+def test_a_marker_with_less_than_an_spi_behind_it_is_junk() -> None:
+    """Even where the octets that are there, taken for a number, are that of an SA which is in use."""
+    datagrams = [Sender().tcp(TUNNEL, 90), ESP_MARKER + TUNNEL.to_bytes(3, "big")]
+    single, _ = both_ways([(datagram, PEER) for datagram in datagrams])
+    assert single.counters.values["drop_junk"] == 1
 
 
 @pytest.mark.draft("WIRE-4")

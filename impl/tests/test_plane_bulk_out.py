@@ -6,11 +6,12 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import msgspec
 import pytest
 from plain_segments import ACK, PSH, cut, ip_packet, tcp, udp
 
 from espthrunat.esp.policy import Selectors
-from espthrunat.esp.sa import LAST_SEQUENCE, Drop, InboundSa
+from espthrunat.esp.sa import LAST_SEQUENCE, SOFT_SEQUENCE, Drop, InboundSa
 from espthrunat.esp.suites import SUITES
 from espthrunat.messages import (
     Acquire,
@@ -29,8 +30,11 @@ from espthrunat.plane.keepalive import Keepalives
 from espthrunat.plane.outbound import OutboundFlow
 from espthrunat.plane.sadb import SaDatabase
 from espthrunat.plane.super_packet import SuperPacket
+from espthrunat.plane.udp_socket import TooLongError
 from espthrunat.wire.ip import TCP, UDP
 from espthrunat.wire.udp import ESP_MARKER
+
+SYN = 0x02
 
 bulk.load()
 
@@ -44,8 +48,11 @@ class Wire:
     local: tuple[str, int] = LOCAL
     datagrams: list[bytes] = field(default_factory=list)
     trains: int = 0
+    most: int = 65507  # octets that the path carries
 
     def send(self, datagrams: Sequence[bytes], remote: tuple[str, int]) -> int:
+        if any(len(datagram) > self.most for datagram in datagrams):
+            raise TooLongError
         self.datagrams += datagrams
         return len(datagrams)
 
@@ -227,3 +234,95 @@ def test_until_numpy_is_there_super_packets_are_cut_one_by_one(monkeypatch: pyte
     way.flow.packets([packet])
     assert way.arrived() == cut(packet.octets, 1378)
     assert way.wire.trains == 0
+
+
+# packets that come alone, after others of their flow
+
+
+def known_flow(way: WayOut) -> None:
+    """A first packet, which the policies are asked for."""
+    way.flow.packets([ip_packet(UDP, udp(b"first"))])
+    assert len(way.wire.datagrams) == 1
+    way.wire.datagrams.clear()
+
+
+@every_suite
+def test_packets_that_come_alone_leave_as_they_are(suite: str) -> None:
+    way = WayOut(suite)
+    packets = [ip_packet(UDP, udp(bytes([octets]) * octets), octets) for octets in (0, 1, 200, 200)]
+    for packet in packets:
+        way.flow.packets([packet])
+    assert way.arrived() == packets
+    (outbound,) = way.sadb.outbound()
+    assert (outbound.sa.packets, outbound.sa.octets) == (4, sum(map(len, packets)))
+
+
+@pytest.mark.parametrize("refused_by", ["the SA", "the kernel"])
+def test_the_sender_of_a_lone_packet_that_is_too_long_is_told(refused_by: str) -> None:
+    way = WayOut("aes128gcm16")
+    known_flow(way)
+    (outbound,) = way.sadb.outbound()
+    told: list[tuple[bytes, int]] = []
+    learned: list[object] = []
+
+    def learn(of: object) -> None:
+        learned.append(of)
+        outbound.room = 600
+
+    way.flow.tell_sender = lambda packet, most: told.append((packet, most))
+    way.flow.learn_path = learn
+    if refused_by == "the SA":
+        outbound.room = 600
+    else:
+        way.wire.most = 700
+    packet = ip_packet(UDP, udp(bytes(900)))
+    way.flow.packets([packet])
+    assert told == [(packet, 600)]
+    assert learned == ([] if refused_by == "the SA" else [outbound])
+    assert way.dropped() == {"drop_too_long": 1}
+
+
+def test_a_connection_that_opens_alone_is_told_what_fits() -> None:
+    way = WayOut("aes128gcm16")
+    (outbound,) = way.sadb.outbound()
+    outbound.room = 600
+    for sequence in (5, 6):  # the second SYN is of a known flow
+        way.flow.packets([ip_packet(TCP, tcp(b"", sequence, SYN, b"\2\4\x05\xb4"))])
+    first, second = (packet[42:44] for packet in way.arrived())
+    assert first == second == (560).to_bytes(2, "big")
+
+
+def test_a_later_fragment_alone_is_not_taken_for_a_packet_of_the_flow_that_its_octets_look_like() -> None:
+    way = WayOut("aes128gcm16")
+    way.sadb.policies.add("p", Selectors.of(Selector("10.1.0.1/32", "10.99.0.1/32", UDP, 0, 80)))
+    first = ip_packet(UDP, udp(b"first"))
+    way.flow.packets([first])
+    assert way.arrived() == [first]
+    way.flow.packets([first[:6] + b"\x00\x09" + first[8:]])
+    assert way.dropped() == {"drop_no_policy": 1}
+
+
+def test_a_lone_packet_goes_by_the_newest_sa() -> None:
+    way = WayOut("aes128gcm16")
+    known_flow(way)
+    newer = msgspec.structs.replace(way.sa, spi=8)
+    way.sadb.add(newer)
+    way.flow.packets([ip_packet(UDP, udp(b"second"))])
+    assert [datagram[8:12] for datagram in way.wire.datagrams] == [b"\0\0\0\x08"]
+
+
+@pytest.mark.draft("SA-5")
+def test_lone_packets_end_an_sa_as_others_do() -> None:
+    way = WayOut("aes128gcm16")
+    known_flow(way)
+    (outbound,) = way.sadb.outbound()
+    outbound.sa.claim(SOFT_SEQUENCE)
+    way.flow.packets([ip_packet(UDP, udp(b"soft"))])
+    assert [(message.reason, message.hard) for message in way.said if isinstance(message, Expire)] == [
+        ("sequence", False)
+    ]
+    way = WayOut("aes128gcm16", hard_octets=100)
+    for octets in (50, 1):
+        way.flow.packets([ip_packet(UDP, udp(bytes(octets)))])
+    assert len(way.arrived()) == 1
+    assert [(message.reason, message.hard) for message in way.said if isinstance(message, Expire)] == [("octets", True)]

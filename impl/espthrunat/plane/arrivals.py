@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import mmap
-from dataclasses import dataclass
+
+import msgspec
 
 from .sadb import Address
 
@@ -21,8 +22,7 @@ class Slots:
         self.views = [self._whole[slot * STRIDE : slot * STRIDE + SLOT_OCTETS] for slot in range(SLOTS)]
 
 
-@dataclass(frozen=True, slots=True)
-class Arrival:
+class Arrival(msgspec.Struct, frozen=True, gc=False):
     """Datagrams from one remote that are equally long but for the last, valid until the socket is read again.
 
     Either a train that the kernel joined (UDP_GRO) lies in slot `first`, or one datagram in each of several slots.

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _SPI_OCTETS = 4
 _FEWEST = 4  # datagrams that may be worth a batch
 _MARKER_OCTETS = len(ESP_MARKER)
+_TUNNEL = Mode.TUNNEL  # a look-up of the enum's attribute costs, for each packet
 _UNVERIFIED = {protocol: unverified(MIN_OCTETS, CHECKSUM_OFFSETS[protocol]) for protocol in (TCP, UDP)}
 
 
@@ -45,6 +46,8 @@ class InboundFlow:
 
     def arrivals(self, arrivals: Sequence[Arrival], local: Address) -> None:
         """Deal with what a UDP socket received at `local`."""
+        if len(arrivals) == 1 and arrivals[0].count == 1 and self._take_lone(arrivals[0], local):
+            return
         few: list[tuple[bytes, Address]] = []
         for arrival in arrivals:
             if arrival.count < _FEWEST or not self._sadb.receives or not bulk.is_ready():
@@ -56,6 +59,21 @@ class InboundFlow:
             self._opener().arrival(arrival, local)
         if few:
             self.datagrams(few, local)
+
+    def _take_lone(self, arrival: Arrival, local: Address) -> bool:
+        """Open and deliver an ESP packet for which nothing else is to be seen to: whether that was done.
+
+        See `OutboundFlow._send_lone`.
+        """
+        (datagram,) = arrival.datagrams()
+        if len(datagram) < _MARKER_OCTETS + _SPI_OCTETS or not datagram.startswith(ESP_MARKER):
+            return False
+        packet = datagram[_MARKER_OCTETS:]
+        inbound = self._sadb.find_inbound(int.from_bytes(packet[:_SPI_OCTETS], "big"), arrival.remote, local)
+        if inbound is None or inbound.is_limited or not inbound.told_used or inbound.mode is not _TUNNEL:
+            return False
+        self._tun.write(self._allowed(inbound, inbound.sa.open((packet,))))
+        return True
 
     def _opener(self) -> BulkOpener:
         if self._bulk is None:

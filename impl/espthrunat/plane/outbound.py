@@ -96,6 +96,8 @@ class OutboundFlow:
 
     def packets(self, packets: Sequence[bytes | SuperPacket]) -> None:
         """Seal and send inner packets. What no policy allows is dropped and counted; what no SA protects waits."""
+        if len(packets) == 1 and self._send_lone(packets[0]):
+            return
         batches: dict[Outbound, list[bytes | SuperPacket]] = {}
         payloads: dict[tuple[Outbound, int, bool], tuple[list[bytes | SuperPacket], list[bytes | SuperPacket]]] = {}
         if self._known_at != self._sadb.changes:
@@ -152,6 +154,33 @@ class OutboundFlow:
             self._send(outbound, batch, [_for_the_peer(packet, outbound) for packet in batch], IPV4)
         for (outbound, protocol, is_large), (batch, contents) in payloads.items():
             self._send(outbound, batch, contents, protocol, in_fragments=is_large)
+
+    def _send_lone(self, packet: bytes | SuperPacket) -> bool:
+        """Seal and send a packet of a known flow for which nothing else is to be seen to: whether that was done.
+
+        Somebody waits for the answer, and each function less that is called is memory less to be fetched for it.
+        """
+        if isinstance(packet, SuperPacket) or self._known_at != self._sadb.changes:
+            return False
+        known = self._known.get(packet[9:10] + packet[12:24])
+        if (
+            known is None
+            or known.is_limited
+            or known.sa.needs_replacement
+            or len(packet) > known.room
+            or packet[0] != _WITHOUT_OPTIONS
+            or packet[6] & _FRAGMENT
+            or packet[7]
+        ):
+            return False
+        (sealed,) = known.sa.seal((clamped(packet, known.room),))
+        try:
+            self._udp.send((ESP_MARKER + sealed,), known.remote)
+        except TooLongError:
+            self.learn_path(known)
+            self._too_long(known, (packet,), 1)
+        self._keepalives.sent(known.remote)
+        return True
 
     def _remember(self, key: bytes, header: IpHeader, packet: bytes, outbound: Outbound) -> None:
         """The next packet of the same protocol, addresses and ports needs no look at policies."""

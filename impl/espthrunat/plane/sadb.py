@@ -48,11 +48,13 @@ class Inbound:
     old_path: Path | None = None  # before the peer moved, which the daemon may not know yet
     told_used: bool = False
     told_soft: bool = False
+    is_limited: bool = field(init=False)  # its octets are to be watched
     # Transport mode: the addresses of the host's own packets. They stay when the peer moves, as its connections do.
     remote_address: bytes = field(init=False)
     local_address: bytes = field(init=False)
 
     def __post_init__(self) -> None:
+        self.is_limited = bool(self.limits.soft or self.limits.hard)
         self.remote_address = socket.inet_aton(self.path.remote)
         self.local_address = socket.inet_aton(self.path.local)
 
@@ -73,9 +75,11 @@ class Outbound:
     told_soft: bool = False  # the daemon knows that this SA must be replaced
     room: int = MAX_OCTETS  # octets of the largest inner packet that the path carries
     remote: Address = field(init=False)
+    is_limited: bool = field(init=False)  # its octets are to be watched
 
     def __post_init__(self) -> None:
         self.remote = self._remote()
+        self.is_limited = bool(self.limits.soft or self.limits.hard)
 
     def move(self, path: Path) -> None:
         """Send to where `path` leads from now on."""

@@ -185,6 +185,8 @@ class UdpSocket:
 
         Raises TooLongError where the path does not carry one of them; those behind it are not sent.
         """
+        if len(datagrams) == 1:
+            return self._send_singly(datagrams, remote)
         taken = 0
         for octets, group in groupby(datagrams, len):
             equal = list(group)
