@@ -28,7 +28,7 @@ from espthrunat.plane import bulk
 from espthrunat.plane.counters import Counters
 from espthrunat.plane.keepalive import Keepalives
 from espthrunat.plane.outbound import OutboundFlow
-from espthrunat.plane.sadb import SaDatabase
+from espthrunat.plane.sadb import Outbound, SaDatabase
 from espthrunat.plane.super_packet import SuperPacket
 from espthrunat.plane.udp_socket import TooLongError
 from espthrunat.wire.ip import TCP, UDP
@@ -48,11 +48,13 @@ class Wire:
     local: tuple[str, int] = LOCAL
     datagrams: list[bytes] = field(default_factory=list)
     trains: int = 0
+    sent: list[tuple[tuple[str, int], int]] = field(default_factory=list)  # to whom, and how many, by call
     most: int = 65507  # octets that the path carries
 
     def send(self, datagrams: Sequence[bytes], remote: tuple[str, int]) -> int:
         if any(len(datagram) > self.most for datagram in datagrams):
             raise TooLongError
+        self.sent.append((remote, len(datagrams)))
         self.datagrams += datagrams
         return len(datagrams)
 
@@ -326,3 +328,69 @@ def test_lone_packets_end_an_sa_as_others_do() -> None:
         way.flow.packets([ip_packet(UDP, udp(bytes(octets)))])
     assert len(way.arrived()) == 1
     assert [(message.reason, message.hard) for message in way.said if isinstance(message, Expire)] == [("octets", True)]
+
+
+# a few packets of many SAs
+
+
+def with_second_sa(peer: str = "10.99.0.1") -> WayOut:
+    """Packets to port 81 go by SPI 8, all others by 7; both SAs may lead to one peer."""
+    way = WayOut("aes128gcm16")
+    way.sadb.policies.add("p", Selectors.of(Selector("10.1.0.1/32", "10.99.0.1/32", UDP, 0, 80)))
+    way.sadb.policies.add("q", Selectors.of(Selector("10.1.0.1/32", "10.99.0.1/32", UDP, 0, 81)))
+    way.sadb.add(msgspec.structs.replace(way.sa, spi=8, policy="q", path=Path("10.1.0.1", 500, peer, 500)))
+    return way
+
+
+def mixed(octets: int = 30) -> list[bytes]:
+    return [ip_packet(UDP, udp(bytes(octets), (4000, port)), n) for n, port in enumerate((80, 81, 80, 81, 81))]
+
+
+def by_spi(way: WayOut) -> dict[int, list[bytes]]:
+    """What the peer finds in the datagrams of each SA."""
+    found: dict[int, list[bytes]] = {}
+    for spi in (7, 8):
+        mine = [packet[8:] for packet in way.wire.datagrams if packet[8:12] == spi.to_bytes(4, "big")]
+        opened = InboundSa(spi, SUITES[way.sa.suite], way.sa.keymat).open(mine)
+        found[spi] = [inner for inner in opened if isinstance(inner, bytes)]
+    return found
+
+
+@pytest.mark.parametrize("peer", ["10.99.0.1", "10.99.0.2"])
+def test_few_packets_of_several_sas_with_one_peer_go_together(peer: str) -> None:
+    way = with_second_sa(peer)
+    packets = mixed()
+    way.flow.packets(packets)
+    assert by_spi(way) == {7: packets[0:3:2], 8: [packets[1], *packets[3:]]}
+    if peer == "10.99.0.1":
+        assert way.wire.sent == [((peer, 500), 5)]
+    else:
+        assert way.wire.sent == [(("10.99.0.1", 500), 2), ((peer, 500), 3)]
+
+
+def test_all_senders_are_told_when_packets_that_go_together_are_too_long() -> None:
+    way = with_second_sa()
+    way.wire.most = 700
+    told: list[tuple[bytes, int]] = []
+    learned: list[int] = []
+
+    def learn(of: Outbound) -> None:
+        learned.append(of.sa.spi)
+        of.room = 600
+
+    way.flow.tell_sender = lambda packet, most: told.append((packet, most))
+    way.flow.learn_path = learn
+    packets = mixed(900)
+    way.flow.packets(packets)
+    assert learned == [7, 8]
+    assert sorted(told) == sorted((packet, 600) for packet in packets)
+    assert way.dropped() == {"drop_too_long": 5}
+
+
+def test_few_packets_of_an_sa_that_nears_its_end_go_by_themselves_and_say_so() -> None:
+    way = with_second_sa()
+    ending = next(outbound for outbound in way.sadb.outbound() if outbound.sa.spi == 8)
+    ending.sa.claim(SOFT_SEQUENCE)
+    way.flow.packets(mixed())
+    assert [number for _, number in way.wire.sent] == [3, 2]
+    assert [message.spi for message in way.said if isinstance(message, Expire)] == [8]

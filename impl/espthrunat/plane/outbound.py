@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeGuard
 
 from ..esp.policy import Selectors
 from ..messages import Acquire, Direction, Encapsulation, Expire, Mode
@@ -19,7 +19,7 @@ from .held import HeldPackets
 from .keepalive import Keepalives
 from .path_mtu import clamped
 from .reassembly import Reassembler
-from .sadb import Outbound, SaDatabase
+from .sadb import Address, Outbound, SaDatabase
 from .super_packet import SuperPacket, inner_count, inner_octets, singly
 from .udp_socket import TooLongError, UdpSocket
 
@@ -150,8 +150,14 @@ class OutboundFlow:
                 # The draft, 5: the peer could not check a UDP checksum.
                 bare = header.protocol != UDP or outbound.encapsulation is not Encapsulation.UDP
                 contents.append(payload if parts is None else parts.without_ip(payload, checksums=bare))
+        few: dict[Address, list[tuple[Outbound, list[bytes]]]] = {}
         for outbound, batch in batches.items():
-            self._send(outbound, batch, [_for_the_peer(packet, outbound) for packet in batch], IPV4)
+            if len(batch) < _FEWEST and outbound.is_free and outbound.mapping is None and _are_single(batch):
+                few.setdefault(outbound.remote, []).append((outbound, batch))
+            else:
+                self._send(outbound, batch, [_for_the_peer(packet, outbound) for packet in batch], IPV4)
+        for remote, some in few.items():
+            self._send_few(some, remote)
         for (outbound, protocol, is_large), (batch, contents) in payloads.items():
             self._send(outbound, batch, contents, protocol, in_fragments=is_large)
 
@@ -165,22 +171,32 @@ class OutboundFlow:
         known = self._known.get(packet[9:10] + packet[12:24])
         if (
             known is None
-            or known.is_limited
-            or known.sa.needs_replacement
+            or not known.is_free
             or len(packet) > known.room
             or packet[0] != _WITHOUT_OPTIONS
             or packet[6] & _FRAGMENT
             or packet[7]
         ):
             return False
-        (sealed,) = known.sa.seal((clamped(packet, known.room),))
-        try:
-            self._udp.send((ESP_MARKER + sealed,), known.remote)
-        except TooLongError:
-            self.learn_path(known)
-            self._too_long(known, (packet,), 1)
-        self._keepalives.sent(known.remote)
+        self._send_few([(known, [packet])], known.remote)
         return True
+
+    def _send_few(self, batches: list[tuple[Outbound, list[bytes]]], remote: Address) -> None:
+        """Seal packets of several SAs, each of which is free, and send them to the one remote together."""
+        sealed = [
+            ESP_MARKER + packet
+            for outbound, batch in batches
+            for packet in outbound.sa.seal([clamped(packet, outbound.room) for packet in batch])
+        ]
+        before = self._sent
+        try:
+            self._udp.send(sealed, remote)
+        except TooLongError:
+            for outbound, _ in batches:
+                self.learn_path(outbound)
+            unsent = len(sealed) - (self._sent - before)
+            self._too_long(batches[0][0], [packet for _, batch in batches for packet in batch], unsent)
+        self._keepalives.sent(remote)
 
     def _remember(self, key: bytes, header: IpHeader, packet: bytes, outbound: Outbound) -> None:
         """The next packet of the same protocol, addresses and ports needs no look at policies."""
@@ -335,6 +351,10 @@ class OutboundFlow:
         self._sadb.remove(outbound)
         self._channel.send(Expire(outbound.sa.spi, Direction.OUTBOUND, "octets", hard=True))
         return fit
+
+
+def _are_single(packets: list[bytes | SuperPacket]) -> TypeGuard[list[bytes]]:
+    return not any(isinstance(packet, SuperPacket) for packet in packets)
 
 
 def _for_the_peer(packet: bytes | SuperPacket, outbound: Outbound) -> bytes | SuperPacket:

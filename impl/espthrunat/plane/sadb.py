@@ -75,11 +75,15 @@ class Outbound:
     told_soft: bool = False  # the daemon knows that this SA must be replaced
     room: int = MAX_OCTETS  # octets of the largest inner packet that the path carries
     remote: Address = field(init=False)
-    is_limited: bool = field(init=False)  # its octets are to be watched
 
     def __post_init__(self) -> None:
         self.remote = self._remote()
-        self.is_limited = bool(self.limits.soft or self.limits.hard)
+        self._is_unlimited = self.encapsulation is Encapsulation.UDP and not self.limits.soft and not self.limits.hard
+
+    @property
+    def is_free(self) -> bool:
+        """Whether it sends in UDP with no end in sight: neither octets nor sequence numbers are to be watched."""
+        return self._is_unlimited and not self.sa.needs_replacement
 
     def move(self, path: Path) -> None:
         """Send to where `path` leads from now on."""
