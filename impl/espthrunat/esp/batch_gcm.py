@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from operator import length_hint
@@ -16,27 +17,34 @@ from .frames import Frames, Rows
 if TYPE_CHECKING:
     from .transforms import Gcm
 
-_SALT_OCTETS, _NONCE_OCTETS = 4, 12
+_NONCE = np.dtype({"names": ["salt", "iv"], "formats": ["=u4", "=u8"], "offsets": [0, 4], "itemsize": 12})
+"""Salt and IV, side by side (RFC 4106, 4); as numbers, since numpy copies one faster than a few octets."""
 
 
 class _Nonces:
-    """Salt and IV of each packet, side by side. SAs share the room: a batch is done before the next begins."""
+    """The nonces of one batch. SAs share the room: a batch is done before the next begins."""
 
     def __init__(self) -> None:
         self._rows = 0
-        self.salts: Rows
-        self.ivs: Rows
         self.views: list[memoryview] = []
-        self.salt: Rows | None = None  # whose it is at present
+        self._salts: npt.NDArray[np.uint32]
+        self._ivs: npt.NDArray[np.uint64]
+        self._salt = 0  # whose it is at present, in the first rows
+        self._salted = 0
 
-    def room(self, rows: int) -> None:
-        """At least `rows` nonces."""
-        if rows > self._rows:
-            self.salt = None
-            self._rows = rows
-            array = np.empty((rows, _NONCE_OCTETS), np.uint8)
-            self.salts, self.ivs = array[:, :_SALT_OCTETS], array[:, _SALT_OCTETS:]
-            self.views = [row.data for row in array]
+    def fill(self, salt: int, ivs: npt.NDArray[np.uint64]) -> None:
+        """Make the first nonces those of `ivs`."""
+        count = len(ivs)
+        if count > self._rows:
+            self._rows = count
+            nonces = np.zeros(count, _NONCE)
+            self._salts, self._ivs = nonces["salt"], nonces["iv"]
+            self.views = [row.data for row in nonces.view(np.uint8).reshape(count, _NONCE.itemsize)]
+            self._salted = 0
+        if salt != self._salt or count > self._salted:
+            self._salts[:count] = salt
+            self._salt, self._salted = salt, count
+        self._ivs[:count] = ivs
 
 
 _nonces = _Nonces()
@@ -47,7 +55,7 @@ class BatchGcm:
 
     def __init__(self, gcm: Gcm) -> None:
         self._aead = gcm.aead
-        self._salt = np.frombuffer(gcm.salt, np.uint8)
+        self._salt = int.from_bytes(gcm.salt, sys.byteorder)
 
     def plaintext(self, frames: Frames) -> Rows:
         """Where to put plaintexts: they are encrypted where they lie."""
@@ -56,7 +64,7 @@ class BatchGcm:
     def seal(self, frames: Frames, count: int, sequences: npt.NDArray[np.uint32]) -> None:
         """Seal the first `count` rows. The IV is the sequence number, as in `Gcm`: it cannot repeat under one key."""
         frames.counters[:count] = sequences  # the other half stays zero, as it was made
-        self._fill_nonces(frames, 0, count)
+        _nonces.fill(self._salt, frames.iv_numbers[:count])
         deque(  # the shortest loop that Python has, and it keeps nothing
             map(
                 self._aead.encrypt_into,
@@ -71,7 +79,7 @@ class BatchGcm:
     def open(self, frames: Frames, begin: int, end: int) -> tuple[Rows, Sequence[int]]:
         """The plaintexts of the rows from `begin` to before `end`, and which of them (from 0) are not authentic."""
         count = end - begin
-        self._fill_nonces(frames, begin, end)
+        _nonces.fill(self._salt, frames.iv_numbers[begin:end])
         columns = (
             _nonces.views[:count],
             frames.sealed_views[begin:end],
@@ -80,14 +88,6 @@ class BatchGcm:
         )
         forged = _run(self._aead.decrypt_into, columns, count)
         return frames.bodies[begin:end], forged
-
-    def _fill_nonces(self, frames: Frames, begin: int, end: int) -> None:
-        count = end - begin
-        _nonces.room(max(count, frames.array.shape[0]))
-        if _nonces.salt is not self._salt:
-            _nonces.salt = self._salt
-            _nonces.salts[:] = self._salt
-        _nonces.ivs[:count] = frames.ivs[begin:end]
 
 
 def _run(job: Callable[..., object], columns: Sequence[Sequence[memoryview]], count: int) -> list[int]:

@@ -64,6 +64,12 @@ class Frames:
         return half
 
     @cached_property
+    def iv_numbers(self) -> npt.NDArray[np.uint64]:
+        """Each IV of 8 octets as this machine reads a number."""
+        numbers: npt.NDArray[np.uint64] = self.ivs.view("=u8")[:, 0]
+        return numbers
+
+    @cached_property
     def chain(self) -> Rows:
         """A block for the IV and the plaintext of each packet, without gaps: a cipher is fed all at once."""
         return np.empty((self.array.shape[0], self.suite.iv_octets + self.body_octets), np.uint8)

@@ -17,7 +17,6 @@ from ..messages import (
     Datagrams,
     DeletePolicy,
     DeleteSa,
-    Direction,
     Encapsulation,
     GetStats,
     Keepalive,
@@ -171,7 +170,7 @@ class Plane:
                 self._add_sa(message)
             case DeleteSa():
                 self._sadb.delete(message)
-                self._adapt_mtu()
+                self._set_mtu()
             case AddPolicy():
                 self._add_policy(message)
             case DeletePolicy():
@@ -201,11 +200,12 @@ class Plane:
     def _add_sa(self, message: AddSa) -> None:
         if message.encapsulation is Encapsulation.NONE:
             self._open_raw()
-        self._sadb.add(message)
+        outbound = self._sadb.add(message)
         if self._awaits_bulk is None:
             self._awaits_bulk = self._devices.udp.expects_bulk = True
-        if message.direction is Direction.OUTBOUND:
-            self._adapt_mtu()
+        if outbound is not None:
+            self._measure(outbound)
+            self._set_mtu()
             self._outbound.release(message.policy)
 
     def _open_raw(self) -> None:
@@ -243,16 +243,22 @@ class Plane:
         self._outbound.held.forget(name)
 
     def _adapt_mtu(self) -> None:
-        """Let the kernel know the largest packet that all outbound SAs can carry (WIRE-6)."""
-        path_mtu = self._configure.mtu
-        largest = []
+        """What paths carry has changed."""
         for outbound in self._sadb.outbound():
-            path_mtu = min(path_mtu, of_path := self._path_mtus.of(outbound.path.remote))
-            outbound.room = max(_MIN_MTU, _largest_packet(outbound, of_path))
-            largest.append(outbound.room)
-        mtu = min(largest) if largest else initial_mtu(self._configure.mtu)
+            self._measure(outbound)
+        self._set_mtu()
+
+    def _measure(self, outbound: Outbound) -> None:
+        outbound.path_mtu = self._path_mtus.of(outbound.path.remote)
+        outbound.room = max(_MIN_MTU, _largest_packet(outbound))
+
+    def _set_mtu(self) -> None:
+        """Let the kernel know the largest packet that all outbound SAs can carry (WIRE-6)."""
+        least = min((outbound.room for outbound in self._sadb.outbound()), default=None)
+        mtu = initial_mtu(self._configure.mtu) if least is None else least
         if mtu == self._mtu:
             return
+        path_mtu = min((outbound.path_mtu for outbound in self._sadb.outbound()), default=self._configure.mtu)
         self._devices.tun.set_segments(segments_in_a_train(path_mtu))
         try:
             netconfig.set_mtu(self._devices.tun.name, mtu)
@@ -276,8 +282,8 @@ def _earlier(one: float | None, other: float | None) -> float | None:
     return min(one, other)
 
 
-def _largest_packet(outbound: Outbound, path_mtu: int) -> int:
+def _largest_packet(outbound: Outbound) -> int:
     overhead = _UDP_OVERHEAD if outbound.encapsulation is Encapsulation.UDP else _RAW_OVERHEAD
-    largest = outbound.sa.suite.largest_inner(path_mtu - overhead)
+    largest = outbound.sa.suite.largest_inner(outbound.path_mtu - overhead)
     # The IP header of transport mode travels outside, as part of the overhead.
     return largest + MIN_OCTETS if outbound.mode is Mode.TRANSPORT and largest else largest

@@ -73,6 +73,7 @@ class Outbound:
     mapping: Mapping | None = None  # of the inner packets' destinations; the selectors are those before it
     old_path: Path | None = None
     told_soft: bool = False  # the daemon knows that this SA must be replaced
+    path_mtu: int = MAX_OCTETS
     room: int = MAX_OCTETS  # octets of the largest inner packet that the path carries
     remote: Address = field(init=False)
 
@@ -115,8 +116,8 @@ class SaDatabase:
         self._outbound: dict[str, list[Outbound]] = {}  # of a policy, oldest first
         self._on_path: dict[Path, list[Outbound]] = {}  # those of transport mode, of any policy
 
-    def add(self, message: AddSa) -> None:
-        """Use an SA from now on. Raises ValueError that names what is wrong with it."""
+    def add(self, message: AddSa) -> Outbound | None:
+        """Use an SA from now on; an outbound one is returned. Raises ValueError that names what is wrong with it."""
         suite = SUITES.get(message.suite)
         if suite is None:
             raise ValueError(f"unknown ESP suite {message.suite!r}")
@@ -139,15 +140,16 @@ class SaDatabase:
                 sa, path, encapsulation, mode, selectors, policy, limits, message.rebinding, mapping
             )
             self._by_spi.setdefault(message.spi, []).append(inbound)
-        else:
-            self._changes += 1
-            out = OutboundSa(message.spi, suite, message.keymat)
-            if mapping is not None:
-                selectors = Selectors.of(msgspec.structs.replace(message.selector, remote=message.mapped))
-            outbound = Outbound(out, path, encapsulation, mode, selectors, policy, limits, mapping)
-            self._outbound.setdefault(policy, []).append(outbound)
-            if mode is Mode.TRANSPORT:
-                self._on_path.setdefault(path, []).append(outbound)
+            return None
+        self._changes += 1
+        out = OutboundSa(message.spi, suite, message.keymat)
+        if mapping is not None:
+            selectors = Selectors.of(msgspec.structs.replace(message.selector, remote=message.mapped))
+        outbound = Outbound(out, path, encapsulation, mode, selectors, policy, limits, mapping)
+        self._outbound.setdefault(policy, []).append(outbound)
+        if mode is Mode.TRANSPORT:
+            self._on_path.setdefault(path, []).append(outbound)
+        return outbound
 
     @property
     def changes(self) -> int:
