@@ -19,7 +19,7 @@ class ClientsBehindOneNat(Scenario):
     letter = "A"
     title = "clients behind one NAT"
     requirements = ("A",)
-    nats = ("masquerade", "one-to-one")
+    nats = ("masquerade", "one-to-one", "symmetric", "full-cone", "carrier-grade")
     carries = ("l2tp",)
 
     def build(self, clients: int = 2, nat: NatProfile = presets.MASQUERADE) -> None:

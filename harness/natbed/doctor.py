@@ -213,6 +213,16 @@ def _masquerade() -> str:
     return _HERE.run(["iptables", "--version"]).stdout.strip()
 
 
+def _nftables() -> str:
+    table = (
+        "table ip probe { map learned { type inet_service : ipv4_addr . inet_service; flags dynamic,timeout; }\n"
+        "chain learn { type filter hook postrouting priority 110;\n"
+        "update @learned { udp sport timeout 1s : ct original ip saddr . ct original proto-src } } }"
+    )
+    _HERE.run(["nft", "-f", "-"], input=table)
+    return _HERE.run(["nft", "--version"]).stdout.strip()
+
+
 def _conntrack() -> str:
     for name, value in (("udp_timeout", "7"), ("udp_timeout_stream", "9"), ("events", "1"), ("timestamp", "1")):
         setting = Path(f"/proc/sys/net/netfilter/nf_conntrack_{name}")
@@ -354,6 +364,13 @@ PROBES = (
     _Probe("iperf3", _iperf3, True, _PACKAGES, programs=("iperf3",)),
     _Probe("ping", _ping, True, _PACKAGES, programs=("ping",)),
     _Probe("setpriv --pdeathsig", _setpriv, True, "install util-linux 2.33 or later", programs=("setpriv",)),
+    _Probe(
+        "nftables maps",
+        _nftables,
+        False,
+        "install nftables; modprobe nf_tables, nft_nat; without it most presets of NATs cannot be made",
+        programs=("nft",),
+    ),
     _Probe("ethtool", _ethtool, False, "install ethtool to measure packets that travel singly", programs=("ethtool",)),
     _Probe("strongSwan", _strongswan, False, "make peers, to measure beside it", isolated=False),
     _Probe("netem", _netem, False, _NOT_NEEDED),

@@ -9,7 +9,8 @@ from typing import Any
 
 from .link import Interface
 from .nat import rules
-from .nat.profile import NatProfile
+from .nat.profile import NatProfile, Quirk
+from .nat.remembering import Where
 from .node import Node
 
 
@@ -65,13 +66,21 @@ class Nat(Router):
         public_address: str,
         profile: NatProfile,
         static: Sequence[tuple[str, str]] = (),
+        pool: Sequence[str] = (),
+        forwards_to: Sequence[str] = (),
+        network: str = "",
         **params: Any,
     ) -> None:
-        """`wan` and `lan` are the names of its interfaces, outside and inside.
+        """`wan` and `lan` are the names of its interfaces, outside and inside; `network` is the LAN.
 
-        `static` are a 1:1 NAT's pairs: outside address with its prefix length, inside address.
+        `static` are a 1:1 NAT's pairs: outside address with its prefix length, inside address. `pool` are the outside
+        addresses of another besides its first, with their prefix length. `forwards_to` are the hosts that ports may be
+        forwarded to, in order.
         """
         self.static = static
+        self.pool = pool
+        self.forwards_to = forwards_to
+        self.network = network
         self.wan = wan
         self.lan = lan
         self.address = self.public_address = public_address
@@ -79,14 +88,40 @@ class Nat(Router):
         super().__init__(name, **params)
 
     def configDefault(self, **params: Any) -> None:  # noqa: N802 - Mininet's name
-        """Set the routes and the translation; the outside answers ARP for each address of a 1:1 NAT."""
+        """Set the routes and the translation; the outside answers ARP for each outside address."""
         super().configDefault(**params)
-        pairs = [(outside.partition("/")[0], inside) for outside, inside in self.static]
         self.call(self._add_addresses)
-        rules.apply(self, self.profile, self.wan, self.lan, pairs)
+        self.translate()
+
+    def translate(self) -> None:
+        """Translate as the profile says, with the addresses that the NAT has now."""
+        pairs = [(outside.partition("/")[0], inside) for outside, inside in self.static]
+        rules.apply(self, self.profile, self.wan, self.lan, pairs, where=self.where)
+        if self.profile.quirk is Quirk.DAMAGES_MARKER:
+            self._receive_singly()
+
+    def forget_after(self, seconds: int | None) -> None:
+        """From now on forget UDP mappings after so many seconds, None: as its profile says.
+
+        A mapping takes that with its next packet.
+        """
+        rules.time_out(self, self.profile, self.where, seconds)
+
+    @property
+    def where(self) -> Where:
+        """The addresses around it."""
+        outside = (self.public_address, *(address.partition("/")[0] for address in self.pool))
+        return Where(outside, tuple(self.forwards_to), self.network)
+
+    def _receive_singly(self) -> None:
+        """See that packets come one by one: of a train that a veth carries whole, only the first would be damaged."""
+        for interface in self.intfs.values():
+            for end in (interface.link.intf1, interface.link.intf2):
+                if end is not interface:
+                    end.node.run(["ethtool", "-K", end.name, "tx-udp-segmentation", "off"])
 
     def _add_addresses(self) -> None:
-        for outside, _ in self.static:
+        for outside in (*(outside for outside, _ in self.static), *self.pool):
             address, _, length = outside.partition("/")
             index = socket.if_nametoindex(self.wan)
             self.netlink.addr("add", index=index, address=address, prefixlen=int(length))

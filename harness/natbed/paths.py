@@ -85,7 +85,7 @@ def outside(nat: NatPlan, address: str) -> str:
     """What an inside address is outside of a NAT."""
     if nat.profile.kind is Kind.ONE_TO_ONE:
         return {inside: outside.partition("/")[0] for outside, inside in nat.static}[address]
-    return nat.public_address if nat.profile.kind is Kind.MASQUERADE else address
+    return nat.pooled(address) if nat.profile.kind is Kind.MASQUERADE else address
 
 
 def translated(scenario: Scenario, tunnel: Tunnel) -> bool:

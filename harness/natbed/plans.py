@@ -5,7 +5,8 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass, field
 
-from .nat.profile import NatProfile
+from .nat.profile import NatProfile, Pooling
+from .nat.remembering import paired
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,9 @@ def _mapped(address: str, network: str, to: str) -> str:
 class NatPlan:
     """A NAT: its outside address, and the names of its interfaces outside and inside.
 
-    `static` are the pairs of a 1:1 NAT: the outside address with its prefix length, and the inside address.
+    `static` are the pairs of a 1:1 NAT: the outside address with its prefix length, and the inside address. `pool` are
+    the outside addresses of another besides its first, with their prefix length; `forwards_to` the hosts that ports may
+    be forwarded to, in order.
     """
 
     name: str
@@ -120,3 +123,10 @@ class NatPlan:
     lan: LanPlan
     profile: NatProfile
     static: list[tuple[str, str]] = field(default_factory=list, compare=False)
+    pool: tuple[str, ...] = ()
+    forwards_to: tuple[str, ...] = ()
+
+    def pooled(self, inside: str) -> str:
+        """The outside address of an inside one where many share; the first where nobody can say beforehand."""
+        outside = (self.public_address, *(address.partition("/")[0] for address in self.pool))
+        return paired(inside, outside) if self.profile.pooling is Pooling.PAIRED else self.public_address

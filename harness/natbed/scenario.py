@@ -6,12 +6,13 @@ import importlib
 import inspect
 import ipaddress
 import sys
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import mininet.topo
 
 from .link import interface_name
-from .nat import presets
+from .nat import limits, presets
 from .nat.profile import Kind, NatProfile
 from .node_kinds import Gateway, Host, Nat, Router, Segment, Station
 from .plans import Conversation, GatewayPlan, HostPlan, InternetPlan, LanPlan, NatPlan, Tunnel
@@ -59,6 +60,9 @@ class Scenario(mininet.topo.Topo):
     """The rows of the conformance table that a passed run of it proves."""
     carries: ClassVar[tuple[str, ...]] = ()
     """What its hosts are to carry besides the checks' own traffic: "l2tp", by xl2tpd, in transport mode."""
+    timeline: ClassVar[tuple[Any, ...]] = ()
+    """What happens at the end of a run, under traffic that must come back: `(at(5.0, NatReboot("nat")), ...)`, with
+    `at` of natbed.faults.timeline. A fault of the command line takes its place."""
 
     def __init__(self, **parameters: Any) -> None:
         """`parameters` are those of the subclass's `build`. Raises `ScenarioError`."""
@@ -103,13 +107,19 @@ class Scenario(mininet.topo.Topo):
     ) -> NatPlan:
         """A NAT with a LAN behind it, its result's `lan`. The LAN's segment is "home", "home2", ... if not named."""
         outside, inside = interface_name(name, 0), interface_name(name, 1)
+        try:
+            limits.check(profile)
+        except ValueError as error:
+            raise ScenarioError(f"{name}: {error}") from None
         static: list[tuple[str, str]] = []
         network = self._network(name, lan)
-        self._add(name, Nat, wan=outside, lan=inside, profile=profile, static=static)
+        self._add(name, Nat, wan=outside, lan=inside, profile=profile, static=static, network=str(network))
         public, gateway = self._attach(name, wan)
-        self.nodeInfo(name)["public_address"] = public
+        pool = tuple(self._pool(name, public, wan, profile.addresses - 1))
+        forwards_to = self._first_hosts(name, network, max((one.inside for one in profile.forwards), default=0))
+        self.nodeInfo(name).update(public_address=public, pool=pool, forwards_to=forwards_to)
         plan = self._lan(name, network, lan_name)
-        result = NatPlan(name, public, gateway, wan, outside, inside, plan, profile, static)
+        result = NatPlan(name, public, gateway, wan, outside, inside, plan, profile, static, pool, forwards_to)
         self.nats_planned[name] = result
         if profile.kind is Kind.NONE:
             self._route_back(str(network), public, wan)
@@ -193,6 +203,11 @@ class Scenario(mininet.topo.Topo):
     def servers(self) -> list[str]:
         """The names of the hosts that are called server..., in the order in which they were made."""
         return [name for name in (*self.hosts_planned, *self.stations_planned) if name.startswith("server")]
+
+    @property
+    def internet_name(self) -> str | None:
+        """The name of the Internet's router, if there is one."""
+        return self._internet.name if self._internet else None
 
     @property
     def nat_names(self) -> list[str]:
@@ -330,6 +345,25 @@ class Scenario(mininet.topo.Topo):
             raise ScenarioError(f"{nat.name}: {network} has no address left for {inside}")
         nat.static.append((f"{outside}/{network.prefixlen}", inside))
 
+    def _pool(self, name: str, first: str, wan: InternetPlan | LanPlan, count: int) -> Iterator[str]:
+        """More outside addresses for a NAT that has its first."""
+        for number in range(1, count + 1):
+            if isinstance(wan, LanPlan):
+                place = self._next_on_lan[wan.name]
+                if place >= wan.network.num_addresses - 1:
+                    raise ScenarioError(f"{name}: {wan.network} has no address left for it")
+                self._next_on_lan[wan.name] = place + 1
+                self._give_public_address(wan, str(wan.network[place]))
+                yield f"{wan.network[place]}/{wan.network.prefixlen}"
+            else:
+                yield f"{ipaddress.IPv4Address(first) + number}/{PUBLIC_PREFIX}"
+
+    def _first_hosts(self, name: str, network: ipaddress.IPv4Network, count: int) -> tuple[str, ...]:
+        """The addresses that the first hosts of a LAN get."""
+        if FIRST_HOST + count > network.num_addresses - 1:
+            raise ScenarioError(f"{name}: {network} has no host {count} to forward a port to")
+        return tuple(str(network[FIRST_HOST + number]) for number in range(count))
+
     def _public_address(self, address: str, on: InternetPlan | LanPlan) -> str:
         """The address by which the Internet knows what has `address` there."""
         if isinstance(on, InternetPlan):
@@ -338,7 +372,7 @@ class Scenario(mininet.topo.Topo):
         if nat.profile.kind is Kind.ONE_TO_ONE:
             address = {inside: outside.partition("/")[0] for outside, inside in nat.static}[address]
         elif nat.profile.kind is Kind.MASQUERADE:
-            address = nat.public_address
+            address = nat.pooled(address)
         return self._public_address(address, nat.wan)
 
     def _route_back(self, network: str, via: str, wan: InternetPlan | LanPlan) -> None:

@@ -350,8 +350,8 @@ def test_what_a_nat_refuses_is_counted(tmp_path: pathlib.Path) -> None:
     from lab_world import NAT, home
 
     with home(tmp_path) as world:
-        before = refused(world.nat)
+        before = refused(world.nat, world.nat.profile)
         with udp_socket(world.lab["server"], port=500) as sender:
             for _ in range(3):
                 sender.sendto(b"x", (NAT, 500))
-        assert (before, refused(world.nat)) == (0, 3)
+        assert (before, refused(world.nat, world.nat.profile)) == (0, 3)

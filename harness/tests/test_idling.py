@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from natbed.idling import forgets
 from natbed.nat import presets
-from natbed.nat.profile import NatProfile
+from natbed.nat.profile import Filtering, NatProfile
 from natbed.plans import Tunnel
 from natbed.scenario import Scenario
 from natbed.topology_files import find
@@ -37,6 +38,10 @@ MANY, ONE, NONE = presets.MASQUERADE, presets.ONE_TO_ONE, presets.ROUTED
         ("A", {}, ["nat", "nat"]),
         ("A", {"nat": ONE}, ["", ""]),
         ("A", {"nat": NONE}, ["", ""]),
+        ("A", {"nat": presets.FULL_CONE}, ["nat", "nat"]),
+        ("A", {"nat": presets.CARRIER_GRADE}, ["nat", "nat"]),
+        ("A", {"nat": presets.PORT_FORWARD}, ["", "nat"]),
+        ("A", {"nat": msgspec.structs.replace(ONE, filtering=Filtering.ADDRESS_AND_PORT_DEPENDENT)}, ["nat", "nat"]),
         ("B", {"clients": 1}, ["nat1"]),
         ("C", {"clients": 1}, ["nat2"]),
         ("C", {"clients": 1, "nats": 3}, ["nat3"]),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import subprocess
 from collections.abc import Mapping, Sequence
 
+import msgspec
 import pytest
 
 from natbed.nat import presets, rules
@@ -74,6 +74,28 @@ def test_one_to_one_maps_both_ways_and_lets_in_what_is_for_an_outside_address() 
     )
 
 
+def test_a_symmetric_nat_is_these_rules() -> None:
+    assert rules.rules_of(rules.render(presets.SYMMETRIC, "w", "l")) == [
+        "filter: -A FORWARD -i w -o l -m conntrack --ctstate NEW -j DROP",
+        "filter: -A INPUT -i w -p udp -m conntrack --ctstate NEW -j DROP",
+        "nat: -A POSTROUTING -o w -j MASQUERADE",
+        "nat: -A POSTROUTING -o w -p udp -j MASQUERADE --to-ports 1024-65535 --random-fully",
+    ]
+
+
+def test_what_is_late_may_be_rejected() -> None:
+    assert rules.rules_of(rules.render(presets.HOME_ROUTER, "w", "l"))[1] == (
+        "filter: -A INPUT -i w -p udp -m conntrack --ctstate NEW -j REJECT --reject-with icmp-port-unreachable"
+    )
+
+
+def test_who_remembers_mappings_has_its_translation_in_nftables() -> None:
+    assert rules.rules_of(rules.render(presets.FULL_CONE, "w", "l")) == [
+        "filter: -A FORWARD -i w -o l -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP",
+        "filter: -A INPUT -i w -p udp -m conntrack --ctstate NEW -j DROP",
+    ]
+
+
 def test_a_gateway_maps_its_lan_before_ingress_and_the_other_after_egress() -> None:
     before = rules.render_prefixes("l", "192.168.1.0/24", "10.2.0.0/24")
     assert rules.rules_of(before) == [
@@ -96,7 +118,7 @@ def test_a_router_translates_filters_and_tracks_nothing() -> None:
 
 def test_timeouts_of_the_profile_reach_the_kernel() -> None:
     node = FakeNode()
-    rules.apply(node, dataclasses.replace(presets.MASQUERADE, udp_timeout=3, udp_timeout_stream=5), "w", "l")
+    rules.apply(node, msgspec.structs.replace(presets.MASQUERADE, udp_timeout=3, udp_timeout_stream=5), "w", "l")
     assert node.settings["net.netfilter.nf_conntrack_udp_timeout"] == 3
     assert node.settings["net.netfilter.nf_conntrack_udp_timeout_stream"] == 5
     assert node.settings["net.netfilter.nf_conntrack_events"] == 1
@@ -122,4 +144,4 @@ def test_presets_are_found_by_their_names(preset: NatProfile) -> None:
 
 def test_a_timeout_is_a_second_at_least() -> None:
     with pytest.raises(ValueError, match="masquerade: a UDP timeout"):
-        dataclasses.replace(presets.MASQUERADE, udp_timeout=0)
+        msgspec.structs.replace(presets.MASQUERADE, udp_timeout=0)

@@ -8,11 +8,13 @@ from __future__ import annotations
 import pathlib
 from typing import Any
 
+import msgspec
 import pytest
 from run_world import check, commands, passed, run
 
 from natbed.checks import Verdict
 from natbed.nat import presets
+from natbed.nat.profile import Pooling
 from natbed.results.record import RunRecord
 from natbed.runner import Run, RunOptions
 from natbed.scenario import Scenario, Tunnel
@@ -179,6 +181,14 @@ def test_a_mode_that_a_scenario_lacks_is_refused_with_its_reason(tmp_path: pathl
     record, _ = run(asked(tmp_path, "transport"), find("F1"))
     assert record.verdict is Verdict.LAB_BROKEN
     assert record.reason.startswith("lab: scenario F1 has no transport mode: gateways forward the packets of others")
+
+
+def test_a_nat_of_which_nobody_can_say_whose_address_is_whose_is_refused(tmp_path: pathlib.Path) -> None:
+    pooled = msgspec.structs.replace(presets.CARRIER_GRADE, pooling=Pooling.ARBITRARY)
+    options = RunOptions(1, pooled, Protection(), 0, tmp_path, "none")
+    record, _ = run(options, find("A"))
+    assert record.verdict is Verdict.LAB_BROKEN
+    assert record.reason == "lab: no check can say beforehand which outside address nat gives to whom"
 
 
 # what is broken on purpose

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pathlib
 import re
 
+import msgspec
 import pytest
 
 from natbed.nat import presets
+from natbed.nat.profile import Forward
 from natbed.scenario import Scenario, ScenarioError, Tunnel
 from natbed.topology_files import find, load_scenarios, scenarios_of
 
@@ -120,6 +122,32 @@ def test_a_one_to_one_nat_gives_each_host_an_address_of_its_own() -> None:
     ]
     with pytest.raises(ScenarioError, match=r"nat: 203\.0\.113\.0/28 has no address left for 192\.168\.1\.23"):
         find("A")(clients=13, nat=presets.ONE_TO_ONE)
+
+
+def test_a_nat_with_several_addresses_gives_each_host_one_of_them() -> None:
+    scenario = find("A")(clients=3, nat=presets.CARRIER_GRADE)
+    assert scenario.nats_planned["nat"].pool == ("203.0.113.3/28",)
+    assert [scenario.hosts_planned[f"client{n}"].public for n in (1, 2, 3)] == [
+        "203.0.113.3",
+        "203.0.113.2",
+        "203.0.113.3",
+    ]
+
+
+def test_a_nat_with_several_addresses_behind_another_has_them_on_its_lan() -> None:
+    scenario = NatBehindNat(inner="carrier-grade")
+    inner, outer = scenario.nats_planned["gw"], scenario.nats_planned["nat"]
+    assert (inner.public_address, inner.pool) == ("192.168.1.11", ("192.168.1.12/24",))
+    assert outer.pool == ()
+    assert scenario.hosts_planned["client"].public == "203.0.113.2"
+
+
+def test_a_forward_is_to_the_address_that_its_host_will_have() -> None:
+    scenario = find("A")(nat=presets.PORT_FORWARD)
+    assert scenario.nats_planned["nat"].forwards_to == (scenario.hosts_planned["client1"].address,)
+    beyond = msgspec.structs.replace(presets.PORT_FORWARD, forwards=(Forward(500, inside=245),))
+    with pytest.raises(ScenarioError, match=r"nat: 192\.168\.1\.0/24 has no host 245 to forward a port to"):
+        find("A")(nat=beyond)
 
 
 def test_a_host_behind_nats_in_a_row_is_known_by_the_outermost() -> None:

@@ -1,60 +1,68 @@
-"""A profile as iptables rules: the text, and how it gets into a NAT and is found there."""
+"""A profile as iptables rules: the text, and how it gets into a NAT and is found there.
+
+Of UDP, what iptables cannot say, `remembering` does in nftables' terms. TCP and all else is translated as MASQUERADE
+does it, whatever the profile.
+"""
 
 from __future__ import annotations
 
 import re
-import subprocess
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Sequence
 
-from .profile import Kind, NatProfile
+import msgspec
 
-_REFUSED = re.compile(r"^\[(\d+):\d+\] -A INPUT .*-p udp .*--ctstate NEW -j DROP$", re.MULTILINE)
+from . import limits, nft, quirks, remembering
+from .profile import Filtering, Kind, Late, NatProfile, Ports, Refresh
+from .remembering import NOWHERE, Where
+from .target import NatError, RulesTarget
 
+__all__ = ["NatError", "RulesTarget"]
 
-class NatError(Exception):
-    """The NAT does not have the rules that its profile asks for: a broken lab."""
-
-
-class RulesTarget(Protocol):
-    """What rules are put into: a node."""
-
-    name: str
-
-    def run(self, argv: Sequence[str], *, input: str | None = None) -> subprocess.CompletedProcess[str]:
-        """Run a program to its end; raise when its exit code is not 0."""
-        ...
-
-    def sysctl(self, settings: Mapping[str, object]) -> None:
-        """Write and read back settings."""
-        ...
+_REFUSED = re.compile(r"^\[(\d+):\d+\] -A INPUT .*-p udp .*--ctstate NEW -j (?:DROP|REJECT.*)$", re.MULTILINE)
 
 
 def render(profile: NatProfile, wan: str, lan: str, static: Sequence[tuple[str, str]] = ()) -> str:
     """The input of iptables-restore that makes a router with these two interfaces the NAT of the profile.
 
     `static` are the pairs of a 1:1 NAT, outside address and inside address. A plain router gets no `nat` table at all,
-    and so no connection tracking.
+    and so no connection tracking. Raises ValueError for a profile that no rules make.
     """
+    limits.check(profile)
     if profile.kind is Kind.NONE:
         return _table("filter", ("INPUT", "FORWARD", "OUTPUT"))
     if profile.kind is Kind.ONE_TO_ONE:
-        return _one_to_one(wan, lan, static)
-    return _table(
-        "nat",
-        ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"),
-        f"-A POSTROUTING -o {wan} -j MASQUERADE",
-    ) + _table(
+        return _one_to_one(profile, wan, lan, static)
+    translation = ""
+    if not limits.remembers(profile) and profile.ports is not Ports.OVERLOADED:
+        translation = _table("nat", ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"), *_masquerade(profile, wan))
+    let_in = "! --ctstate RELATED,ESTABLISHED,DNAT" if limits.remembers(profile) else "--ctstate NEW"
+    return translation + _table(
         "filter",
         ("INPUT", "FORWARD", "OUTPUT"),
-        # A packet to a mapping that has expired is for the NAT itself: answered, it would leave a conntrack entry
-        # that takes the client's port away. Devices drop it.
-        f"-A INPUT -i {wan} -p udp -m conntrack --ctstate NEW -j DROP",
-        f"-A FORWARD -i {wan} -o {lan} -m conntrack --ctstate NEW -j DROP",
+        _late(profile, wan),
+        f"-A FORWARD -i {wan} -o {lan} -m conntrack {let_in} -j DROP",
     )
 
 
-def _one_to_one(wan: str, lan: str, static: Sequence[tuple[str, str]]) -> str:
+def _masquerade(profile: NatProfile, wan: str) -> list[str]:
+    usual = f"-A POSTROUTING -o {wan} -j MASQUERADE"
+    if limits.as_linux(profile):
+        return [usual]
+    first, last = profile.port_range
+    return [f"-A POSTROUTING -o {wan} -p udp -j MASQUERADE --to-ports {first}-{last} --random-fully", usual]
+
+
+def _late(profile: NatProfile, wan: str) -> str:
+    """A packet to a mapping that has expired is for the NAT itself.
+
+    Answered by that, it would leave a conntrack entry that takes the client's port away. Devices drop it.
+    """
+    verdict = "REJECT --reject-with icmp-port-unreachable" if profile.late is Late.REJECTED else "DROP"
+    return f"-A INPUT -i {wan} -p udp -m conntrack --ctstate NEW -j {verdict}"
+
+
+def _one_to_one(profile: NatProfile, wan: str, lan: str, static: Sequence[tuple[str, str]]) -> str:
+    reachable = profile.filtering is Filtering.ENDPOINT_INDEPENDENT
     return _table(
         "nat",
         ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"),
@@ -63,9 +71,9 @@ def _one_to_one(wan: str, lan: str, static: Sequence[tuple[str, str]]) -> str:
     ) + _table(
         "filter",
         ("INPUT", "FORWARD", "OUTPUT"),
-        f"-A INPUT -i {wan} -p udp -m conntrack --ctstate NEW -j DROP",
+        _late(profile, wan),
         # Inside addresses are reached by their outside ones alone.
-        f"-A FORWARD -i {wan} -o {lan} -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP",
+        f"-A FORWARD -i {wan} -o {lan} -m conntrack ! --ctstate RELATED,ESTABLISHED{',DNAT' * reachable} -j DROP",
     )
 
 
@@ -111,10 +119,35 @@ def settings(profile: NatProfile) -> dict[str, int]:
     }
 
 
-def apply(node: RulesTarget, profile: NatProfile, wan: str, lan: str, static: Sequence[tuple[str, str]] = ()) -> None:
-    """Make `node` the NAT of the profile, and see that it is. Raises `NatError`, or the node's own errors."""
+def apply(
+    node: RulesTarget,
+    profile: NatProfile,
+    wan: str,
+    lan: str,
+    static: Sequence[tuple[str, str]] = (),
+    where: Where = NOWHERE,
+) -> None:
+    """Make `node` the NAT of the profile, and see that it is.
+
+    Raises `NatError`, the node's own errors, or ValueError for a profile that no rules make.
+    """
     install(node, render(profile, wan, lan, static))
+    if text := remembering.render(profile, wan, lan, where):
+        nft.install(node, text)
     node.sysctl(settings(profile))  # after the rules: where conntrack is a module, they load it
+    quirks.apply(node, profile, wan, lan)
+
+
+def time_out(node: RulesTarget, profile: NatProfile, where: Where, seconds: int | None = None) -> None:
+    """From now on forget UDP mappings after so many seconds, or those of the profile that the node has.
+
+    A mapping takes that with its next packet. Raises the node's own errors.
+    """
+    if seconds is not None:
+        profile = msgspec.structs.replace(profile, udp_timeout=seconds, udp_timeout_stream=seconds)
+    if text := remembering.render_timeouts(profile, where):
+        node.run(["nft", "-f", "-"], input=text)
+    node.sysctl(timeouts(profile.udp_timeout, profile.udp_timeout_stream))
 
 
 def install(node: RulesTarget, text: str) -> None:
@@ -133,9 +166,10 @@ def verify(node: RulesTarget, text: str) -> None:
         raise NatError(f"{node.name}: rules missing: {missing or 'none'}; not asked for: {foreign or 'none'}")
 
 
-def refused(node: RulesTarget) -> int:
-    """How many UDP packets from outside the NAT has dropped because they were for no mapping."""
-    return sum(int(found) for found in _REFUSED.findall(node.run(["iptables-save", "-c", "-t", "filter"]).stdout))
+def refused(node: RulesTarget, profile: NatProfile) -> int:
+    """How many UDP packets from outside the NAT of the profile has dropped because they were for no mapping."""
+    found = _REFUSED.findall(node.run(["iptables-save", "-c", "-t", "filter"]).stdout)
+    return sum(map(int, found)) + (nft.refused(node) if profile.refresh is not Refresh.BOTH else 0)
 
 
 def rules_of(text: str) -> list[str]:
