@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .lab import Lab
+from .nat.behaviour import Subject
 from .nat.selfcheck import Probe
 from .paths import outside
 from .plans import LanPlan, NatPlan
@@ -32,3 +33,19 @@ def probes(scenario: Scenario, lab: Lab) -> list[Probe]:
                 probe = Probe(node, here.address, reflector, at, at, address, nat.name)
                 found.setdefault((here.name, upstream.name), probe)
     return list(found.values())
+
+
+def subjects(scenario: Scenario, lab: Lab) -> list[Subject]:
+    """The NATs whose behaviour can be measured alone: those with a host right behind them.
+
+    What is outside is the node before it, the Internet or another NAT, by two of that node's own addresses.
+    """
+    found: list[Subject] = []
+    for nat in scenario.nats_planned.values():
+        hosts = [plan for plan in scenario.hosts_planned.values() if plan.on == nat.lan.name]
+        before = lab[nat.wan.router if isinstance(nat.wan, LanPlan) else nat.wan.name]
+        addresses = [address.partition("/")[0] for address in before.addresses() if not address.startswith("127.")]
+        if hosts and len(addresses) > 1:
+            inside = tuple((lab[plan.name], plan.address) for plan in hosts[:2])
+            found.append(Subject(nat.name, nat.profile, inside, before, (addresses[-1], addresses[0])))
+    return found
