@@ -66,12 +66,12 @@ class Screen:
 
     def shell(self, scenario: type[Scenario], options: RunOptions) -> None:
         """Bring everything up, open Mininet's command line, take everything down."""
-        run = Run(scenario, options, self._step)
+        run = Run(scenario, options.before_a_fault(), self._step)
         try:
             with run.lab, run.daemons() as daemons:
                 run.connect(daemons)
                 self._out.print(f"tunnels are up: {', '.join(run.connect_seconds)}; logs in {run.folder}", markup=False)
-                open_shell(run.lab)
+                open_shell(run.lab, daemons=daemons)
         except (StackError, *LAB_ERRORS) as error:
             verdict = Verdict.FAILED if isinstance(error, StackError) else Verdict.LAB_BROKEN
             self._progress.print(f"natbed: {error}", markup=False)

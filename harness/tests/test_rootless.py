@@ -47,6 +47,12 @@ def test_a_scenario_passes_and_the_evidence_is_the_users(user: OrdinaryUser) -> 
     assert {path.lstat().st_uid for path in files} == {user.user}
 
 
+def test_traffic_comes_back_after_a_fault(user: OrdinaryUser) -> None:
+    done = user.run([*NATBED, "run", "A", "--seconds", "0", "--clients", "1", "--rekey", "none", "--fault", "reboot"])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " s after the NAT nat rebooted, " in done.stdout
+
+
 def test_doctor_finds_everything(user: OrdinaryUser) -> None:
     done = user.run([*NATBED, "doctor"])
     assert done.returncode == 0, done.stdout + done.stderr
@@ -105,9 +111,13 @@ def test_make_needs_root_for_missing_packages_only(user: OrdinaryUser) -> None:
     ("workers", "files"),
     [
         ("0", ("harness/tests/test_conntrack.py", "harness/tests/test_selfcheck.py")),
+        (
+            "0",
+            ("harness/tests/test_nfqueue.py", "harness/tests/test_faults_nat.py", "harness/tests/test_impairments.py"),
+        ),
         ("2", ("harness/tests/test_node.py", "impl/tests/test_plane_process.py")),
     ],
-    ids=["in one process", "in workers of xdist"],
+    ids=["in one process", "faults and impairments", "in workers of xdist"],
 )
 def test_tests_of_both_packages_pass(user: OrdinaryUser, workers: str, files: tuple[str, ...]) -> None:
     """Nodes, wires, conntrack, iptables, a plane with its device. All others pass too, where a user tests."""

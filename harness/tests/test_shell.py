@@ -60,3 +60,22 @@ def test_pingall_shows_that_nobody_reaches_in_through_the_nat(shell: Callable[..
 def test_a_link_can_be_pulled_and_plugged_in_again(shell: Callable[..., str]) -> None:
     assert "Network is unreachable" in shell("link client1 home down", "client1 ping -c 1 -W 1 server")
     assert "64 bytes from" in shell("link client1 home up", "client1 ping -c 1 -W 2 server")
+
+
+def test_a_fault_happens_on_command(shell: Callable[..., str], lab: Lab) -> None:
+    assert "the NAT nat rebooted (" in shell("fault reboot nat")
+    assert "reboot [NAT [SECONDS]]" in shell("help fault")
+    assert "no fault 'burn'; there are reboot, " in shell("fault burn")
+    assert "nothing runs on 'client1'; there are none" in shell("fault kill client1")
+
+
+def test_a_link_is_impaired_until_it_is_said_to_be_no_more(shell: Callable[..., str], lab: Lab) -> None:
+    said = shell("impair internet server nth 2", "server ip link", "impair off", "impair internet server fog 3")
+    assert "every_nth by " in said
+    assert "loss 0.5" in said
+    assert "no impairment 'fog'; there are loss, " in said
+    assert "loss 5 %" in shell("help impair")
+    shell("impair internet server loss 50 %")  # and the shell ends
+    for node in (lab["internet"], lab["server"]):
+        assert "statistic" not in node.run(["iptables-save"]).stdout
+        assert "netem" not in node.run(["tc", "qdisc"]).stdout

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import socket
 import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,13 +19,13 @@ import msgspec
 from natbed.checks import CheckResult, Verdict
 from natbed.stacks.base import CountsPackets, Daemon, StackError, TunnelStatus
 
-from .flows import End, FlowError, LabError
+from .flows import FlowError, LabError
 from .sa_pairs import RekeyTarget, Step, await_replaced, pairs, spis
-from .streams import WINDOW, Stream, enlarge, judge_stream
+from .streams import WINDOW, Stream, judge_stream
+from .tunnel_streams import LEAD, begin, open_streams
 
 T = TypeVar("T")
 
-_LEAD = 100  # datagrams of each stream that must have arrived before the first rekey, and come after the last
 _ARRIVAL_SECONDS = 5.0  # for an end's status to show its new SAs, and for these to carry something
 _REKEY_SECONDS = 15.0
 _POLL = 0.005  # seconds between looks at a status, which says nothing unasked
@@ -67,18 +66,18 @@ def check_rekey(
     problem = ""
     with contextlib.ExitStack() as stack:
         try:
-            streams += _open(stack, targets, one_flow=one_flow)
+            streams += open_streams(stack, targets, one_flow=one_flow)
         except (OSError, LabError) as error:
             return CheckResult(name=name, verdict=Verdict.LAB_BROKEN, reason=str(error))
         for stream in streams:
             stack.callback(stream.finish)
         try:
-            _begin(streams, one_flow=one_flow)
+            begin(streams, one_flow=one_flow)
             with ThreadPoolExecutor(len(targets), thread_name_prefix=name) as pool:
                 own = zip(streams[::2], streams[1::2], strict=True)
                 list(pool.map(_rekey, targets, rekeys, itertools.repeat(planned), own))
             for stream in streams:
-                stream.await_arrivals(_LEAD)
+                stream.await_arrivals(LEAD)
         except FlowError as error:
             problem = str(error)
         for stream in streams:
@@ -90,39 +89,6 @@ def check_rekey(
     if broken:
         return CheckResult(name=name, verdict=Verdict.LAB_BROKEN, reason=broken[0])
     return _conclude(name, streams, rekeys, problem, _dropped(targets))
-
-
-def _open(stack: contextlib.ExitStack, targets: Sequence[RekeyTarget], *, one_flow: bool) -> list[Stream]:
-    """Two streams for each target, to the server and back."""
-    streams: list[Stream] = []
-    for target in targets:
-        client = End(target.client, target.client_address, target.client_seen)
-        server = End(target.server, target.server_address, target.server_seen)
-        near, far = (stack.enter_context(_socket(end)) for end in (client, server))
-        back, forth = (far, near) if one_flow else (stack.enter_context(_socket(end)) for end in (server, client))
-        there, home = f"{target.name} to the server", f"{target.name} to the client"
-        streams.append(Stream(len(streams), there, near, far, (server.seen, far.getsockname()[1])))
-        to_client = None if one_flow else (client.seen, forth.getsockname()[1])
-        streams.append(Stream(len(streams), home, back, forth, to_client))
-    return streams
-
-
-def _socket(end: End) -> socket.socket:
-    made = end.open(socket.SOCK_DGRAM)
-    enlarge(made)
-    return made
-
-
-def _begin(streams: Sequence[Stream], *, one_flow: bool) -> None:
-    for stream in streams:
-        stream.listen()
-    for there, back in zip(streams[::2], streams[1::2], strict=True):
-        there.begin()
-        if one_flow:
-            there.await_arrivals(1)
-        back.begin(there.source if one_flow else None)
-    for stream in streams:
-        stream.await_arrivals(_LEAD)
 
 
 def _rekey(target: RekeyTarget, rekeys: _Rekeys, planned: Sequence[Step], streams: Sequence[Stream]) -> None:

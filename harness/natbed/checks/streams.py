@@ -81,20 +81,32 @@ def judge_stream(stream: str, sent: int, arrivals: Sequence[tuple[int, float]]) 
 
 
 class Stream:
-    """A paced sender and a receiver, each a thread."""
+    """A paced sender and a receiver, each a thread.
+
+    A datagram that the sender's own host refuses ends the stream, but for a `persistent` one, which counts it as sent.
+    """
 
     def __init__(
-        self, number: int, name: str, sender: socket.socket, receiver: socket.socket, to: tuple[str, int] | None
+        self,
+        number: int,
+        name: str,
+        sender: socket.socket,
+        receiver: socket.socket,
+        to: tuple[str, int] | None,
+        *,
+        persistent: bool = False,
     ) -> None:
         self.name = name
         self.sent = 0
         self.arrivals: list[tuple[int, float]] = []
         self.source: tuple[str, int] | None = None  # where the first datagram came from
+        self.latest_source: tuple[str, int] | None = None
         self.problem = ""
         self._number = number
         self._sender = sender
         self._receiver = receiver
         self._to = to
+        self._persistent = persistent
         self._stop = threading.Event()
         self._given_up = float("inf")  # the time, once the sender has ended
         self._reading = threading.Thread(target=self._receive, name=f"{name} receiver")
@@ -109,6 +121,10 @@ class Stream:
         """Send from now on."""
         self._to = to or self._to
         self._sending.start()
+
+    def aim(self, to: tuple[str, int]) -> None:
+        """Send there from now on."""
+        self._to = to
 
     def stop(self) -> None:
         """Send no more; what is under way is still received."""
@@ -148,8 +164,9 @@ class Stream:
             try:
                 self._sender.sendto(PATTERN + _HEADER.pack(self._number, self.sent), self._to or ("", 0))
             except OSError as error:
-                self.problem = f"datagram {self.sent} could not be sent: {error}"
-                return
+                if not self._persistent:
+                    self.problem = f"datagram {self.sent} could not be sent: {error}"
+                    return
             self.sent += 1
 
     def _receive(self) -> None:
@@ -169,6 +186,8 @@ class Stream:
             self.source = self.source or source
             own = len(data) == len(PATTERN) + _HEADER.size and data.startswith(PATTERN)
             stream, number = _HEADER.unpack_from(data, len(PATTERN)) if own else (-1, 0)
+            if stream == self._number:
+                self.latest_source = source
             self.arrivals.append((number if stream == self._number else _FOREIGN, now))
 
 
