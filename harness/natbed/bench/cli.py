@@ -1,17 +1,23 @@
-"""`natbed bench throughput`."""
+"""`natbed bench throughput | timeouts`."""
 
 from __future__ import annotations
 
 import datetime
 import pathlib
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Annotated, NoReturn, Protocol, TypeVar
 
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from natbed.checks import Verdict
 
+    from .record import ThroughputRecord
     from .throughput import Plan
+    from .timeouts.options import Plan as TimeoutsPlan
+    from .timeouts.record import TimeoutsRecord
 
 app = typer.Typer(
     help="Measures implementations side by side, in one run.",
@@ -83,13 +89,98 @@ def throughput(
     raise typer.Exit(code)
 
 
+@app.command()
+def timeouts(
+    timeout: Annotated[
+        list[float] | None,
+        typer.Option(metavar="SECONDS", help="a NAT's timeout, once or more; default: 3, 5, 7 and 10 real seconds"),
+    ] = None,
+    speed: Annotated[
+        float, typer.Option(help="model seconds in a real one: 60 makes an hour of a NAT's memory a minute")
+    ] = 1.0,
+    part: Annotated[
+        list[str] | None, typer.Option(metavar="PART", help="lifetime, survival or costs, once or more; default: all")
+    ] = None,
+    results: Annotated[pathlib.Path | None, typer.Option(help="where evidence goes; default: results/")] = None,
+) -> None:
+    """Measure how long NATs remember, what silence tunnels survive behind them, and what keepalives cost.
+
+    Mappings and tunnels are left idle side by side, and the cliffs found by bisection. With --speed all timeouts,
+    intervals, lifetimes and waits are so much shorter; what is given and shown are model seconds. A NAT's timeouts are
+    whole real seconds, one at least, so at speed 60 they are minutes. The results are tables, a page with plots and
+    JSON.
+
+    Exit code 0: everything was measured, 1: a tunnel did not survive what its NAT lets it, 2: the command makes no
+    sense, 3: the lab itself was broken, 130: interrupted.
+    """
+    from natbed.isolation import IsolationError, isolate
+    from natbed.results.store import StoreError, default_folder, new_evidence
+
+    from .timeouts.options import OptionsError, plan_of
+
+    try:
+        plan = plan_of(timeout, speed, part)
+    except OptionsError as error:
+        raise typer.BadParameter(str(error), param_hint=error.option) from None
+    try:
+        isolate()  # before anything starts a thread
+    except IsolationError as error:
+        _fail(str(error), LAB_BROKEN)
+    from natbed.screen import EXIT_CODES
+
+    from .timeouts.bench import NAME
+
+    try:
+        folder = new_evidence(results or default_folder(), NAME, datetime.datetime.now().astimezone())
+        code = EXIT_CODES[_measure_timeouts(plan, folder)]
+    except StoreError as error:
+        _fail(str(error), USAGE)
+    except KeyboardInterrupt:
+        typer.echo("natbed: interrupted; everything is taken down", err=True)
+        code = INTERRUPTED
+    raise typer.Exit(code)
+
+
 def _measure(plan: Plan, folder: pathlib.Path) -> Verdict:
+    from .evidence import save
+    from .report import show
+    from .throughput import ThroughputBench
+
+    return _carry_out(lambda say: ThroughputBench(plan, folder, say), lambda record: save(record, folder), show)
+
+
+def _measure_timeouts(plan: TimeoutsPlan, folder: pathlib.Path) -> Verdict:
+    from natbed.stacks.espthrunat import EspThruNat
+
+    from .timeouts.bench import TimeoutsBench
+    from .timeouts.evidence import save
+    from .timeouts.report import show
+
+    stack = EspThruNat()
+    return _carry_out(lambda say: TimeoutsBench(plan, stack, folder, say), lambda record: save(record, folder), show)
+
+
+Record = TypeVar("Record", "ThroughputRecord", "TimeoutsRecord")
+
+
+Kept = TypeVar("Kept", covariant=True)
+
+
+class _Bench(Protocol[Kept]):
+    def run(self) -> Iterator[Kept]: ...
+
+    def record(self) -> Kept: ...
+
+
+def _carry_out(
+    begin: Callable[[Callable[[str], None]], _Bench[Record]],
+    save: Callable[[Record], list[pathlib.Path]],
+    show: Callable[[Record, Console], None],
+) -> Verdict:
     """Measure, keep and show it; an interrupt too shows what there is until then."""
     from rich.console import Console
 
-    from .evidence import save
-    from .report import WIDTH, show
-    from .throughput import ThroughputBench
+    from .report import WIDTH
 
     progress = Console(stderr=True, highlight=False, soft_wrap=True)
     with progress.status("") as status:
@@ -100,14 +191,14 @@ def _measure(plan: Plan, folder: pathlib.Path) -> Verdict:
             else:
                 progress.print(text, markup=False)
 
-        bench = ThroughputBench(plan, folder, say)
+        bench = begin(say)
         try:
             for record in bench.run():
-                save(record, folder)
+                save(record)
         finally:
             record = bench.record()
             status.stop()
-            files = save(record, folder)
+            files = save(record)
             console = Console(soft_wrap=True, highlight=False)
             if console.width < WIDTH:  # better long lines than figures cut off
                 console = Console(soft_wrap=True, highlight=False, width=WIDTH)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Mapping
 
 import msgspec
 
@@ -19,6 +20,11 @@ def save(record: ThroughputRecord, folder: pathlib.Path) -> list[pathlib.Path]:
     contents = {RECORD: msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"}
     if record.samples:
         contents[PAGE] = page(record).encode()
+    return write(contents, folder)
+
+
+def write(contents: Mapping[str, bytes], folder: pathlib.Path) -> list[pathlib.Path]:
+    """Write files by name, and return where they are. Raises StoreError."""
     try:
         for name, content in contents.items():
             (folder / name).write_bytes(content)

@@ -18,17 +18,28 @@ _TEMPLATE = pathlib.Path(__file__).with_name("page.html.j2")
 
 
 def page(record: ThroughputRecord) -> str:
-    """HTML that needs no other file and no network. Plotly's program is compressed, to a third."""
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
+    """A benchmark of throughput as HTML that needs no other file and no network."""
+    return render(
+        name="natbed bench throughput",
+        title="Throughput through a NAT",
         record=record,
         measured_on=report.measured_on(record),
         remarks=[*report.repeated(record), *report.busy(record), *record.left_out],
         tables=list(_tables(record)),
-        problems=list(report.grouped(record.problems)),
+        problems=[
+            f"{problem.candidate}, round {', '.join(map(str, rounds))}: {problem.reason}"
+            for problem, rounds in report.grouped(record.problems)
+        ],
         plots=[plot.to_json() for plot in plots(record)],
-        plotly=base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode(),
     )
+
+
+def render(**contents: object) -> str:
+    """Any benchmark's page. `contents` are those of page.html.j2, with a record that has `started`, `verdict` and
+    `reason`. Plotly's program is compressed, to a third."""
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    plotly = base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
+    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(contents, plotly=plotly)
 
 
 def _tables(record: ThroughputRecord) -> Iterator[dict[str, object]]:

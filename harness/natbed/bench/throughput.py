@@ -6,10 +6,7 @@ Rounds begin with another candidate each time, so that what changes on the machi
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
-import os
 import pathlib
-import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +16,8 @@ from natbed.checks import Verdict
 from natbed.runner import LAB_ERRORS
 
 from .candidates import Candidate, Field
-from .record import UDP, Machine, Problem, Sample, ThroughputRecord, conclude, figures, ratios
+from .machine import this_machine
+from .record import UDP, Problem, Sample, ThroughputRecord, conclude, figures, ratios
 from .visit import SCENARIO, Program, Visit
 
 T = TypeVar("T")
@@ -45,7 +43,7 @@ class ThroughputBench:
         self._progress = progress
         self._started = datetime.datetime.now().astimezone()
         self._begin = time.monotonic()
-        self._machine = _machine()
+        self._machine = this_machine()
         self._samples: list[Sample] = []
         self._problems: list[Problem] = []
         self._visits = 0
@@ -126,14 +124,3 @@ def rotated(candidates: Sequence[T], by: int) -> Sequence[T]:
     """The same in the same order, beginning elsewhere."""
     first = by % len(candidates)
     return [*candidates[first:], *candidates[:first]]
-
-
-def _machine() -> Machine:
-    return Machine(
-        processors=len(os.sched_getaffinity(0)),
-        kernel=platform.release(),
-        python=platform.python_version(),
-        natbed=importlib.metadata.version("natbed"),
-        congestion=pathlib.Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip(),
-        load=round(os.getloadavg()[0], 2),
-    )
