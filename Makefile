@@ -7,8 +7,8 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 BIN := .venv/bin
-COMMANDS := iptables ip iperf3 tcpdump tshark conntrack ping ethtool setpriv
-PACKAGES := iptables iproute2 iperf3 tcpdump tshark conntrack iputils-ping ethtool util-linux python3-venv
+COMMANDS := iptables nft ip iperf3 tcpdump tshark conntrack ping ethtool setpriv
+PACKAGES := iptables nftables iproute2 iperf3 tcpdump tshark conntrack iputils-ping ethtool util-linux python3-venv
 PEERS := strongswan-charon strongswan-libcharon strongswan-swanctl libstrongswan libstrongswan-standard-plugins libcharon-extra-plugins
 # Other people's programs that some tests need, COMMAND or COMMAND:PACKAGE; the tests are skipped where they are missing.
 WITNESSES := ike-scan xl2tpd ssh:openssh-client sshd:openssh-server
@@ -17,7 +17,7 @@ PIP := --quiet --disable-pip-version-check --no-compile -c harness/constraints.t
 
 .PHONY: help
 help: ## what can be made
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
 # Of tests and cells: more than processors, since many wait for a NAT to forget or a peer to be given up.
 WORKERS ?= $(shell echo $$(( ($$(nproc) * 3 + 1) / 2 )))
@@ -41,6 +41,10 @@ matrix: setup device ## scenarios in every pair of their variations; natbed matr
 .PHONY: bench
 bench: setup device ## throughput through a NAT beside the path without IPsec, and beside strongSwan after make peers
 	@$(BIN)/natbed bench throughput
+
+.PHONY: bench-timeouts
+bench-timeouts: setup device ## how long NATs remember, what silence tunnels survive, and what keepalives cost
+	@$(BIN)/natbed bench timeouts
 
 .PHONY: peers
 peers: setup .venv/peers ## strongSwan for natbed bench: unpacked, not installed, so that no service of it ever starts

@@ -1,4 +1,4 @@
-"""`natbed run | shell | matrix | bench | baseline | doctor | conformance`."""
+"""`natbed run | shell | matrix | bench | baseline | doctor | conformance | fingerprint | reflector`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from .bench.cli import app as bench
+from .faults.cli import FaultOption, WithinOption, with_fault
+from .nat.cli import NatOption, fingerprint, profile_of, reflector
 
 if TYPE_CHECKING:
     from .runner import RunOptions
@@ -26,12 +28,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(bench, name="bench")
+app.command()(fingerprint)
+app.command()(reflector)
 
 PASSED, FAILED, USAGE, LAB_BROKEN, INTERRUPTED = 0, 1, 2, 3, 130  # exit codes: 1 is a verdict, and nothing else is 1
 
 ScenarioName = Annotated[str, typer.Argument(metavar="SCENARIO", help="a scenario's letter, as in topologies/: A")]
 Clients = Annotated[int, typer.Option(min=1, max=14, help="clients behind the NAT")]
-Nat = Annotated[str, typer.Option(help="what the NAT does: masquerade, or routed for none")]
 IkeSuite = Annotated[str, typer.Option("--ike", help="the phase 1 suite")]
 EspSuite = Annotated[str, typer.Option("--esp", help="the ESP suite")]
 Pfs = Annotated[str, typer.Option(help="the group of Quick Mode, or none")]
@@ -46,7 +49,7 @@ Results = Annotated[pathlib.Path | None, typer.Option(help="where evidence goes;
 def run(
     scenario: ScenarioName,
     clients: Clients = 2,
-    nat: Nat = "masquerade",
+    nat: NatOption = "masquerade",
     ike: IkeSuite = "aes128-sha256-ecp256",
     esp: EspSuite = "aes128gcm16",
     pfs: Pfs = "ecp256",
@@ -59,6 +62,8 @@ def run(
         bool, typer.Option(help="leave the tunnels idle, and let responders rekey then; not with none")
     ] = True,
     seconds: Annotated[int, typer.Option(min=0, max=600, help="length of each iperf3 measurement; 0: none")] = 2,
+    fault: FaultOption = "",
+    within: WithinOption = 10.0,
     results: Results = None,
 ) -> None:
     """Run a scenario end to end and judge it.
@@ -67,7 +72,8 @@ def run(
     """
     found = _find(scenario)
     protection = _protection(ike, esp, pfs, encapsulation, mode, exchange, auth)
-    options = _options(clients, nat, protection, seconds, results, rekey, idle=idle)
+    options = _options(clients, nat, protection, seconds, results, rekey, idle)
+    options = with_fault(found, options, fault, within)
     _isolate()
     from .results.store import StoreError
     from .screen import Screen
@@ -87,7 +93,7 @@ def run(
 def shell(
     scenario: ScenarioName,
     clients: Clients = 2,
-    nat: Nat = "masquerade",
+    nat: NatOption = "masquerade",
     ike: IkeSuite = "aes128-sha256-ecp256",
     esp: EspSuite = "aes128gcm16",
     pfs: Pfs = "ecp256",
@@ -325,15 +331,16 @@ def _options(
     seconds: int,
     results: pathlib.Path | None,
     rekey: str,
-    *,
     idle: bool,
 ) -> RunOptions:
-    from .nat.presets import PRESETS
+    from .passing_through import unsuitable
     from .results.store import default_folder
     from .runner import RunOptions
     from .settings import REKEYS
 
-    profile = PRESETS[_one_of("--nat", nat, PRESETS)]
+    profile = profile_of(nat)
+    if reason := unsuitable(profile, protection):
+        raise typer.BadParameter(reason, param_hint="--nat")
     _one_of("--rekey", rekey, REKEYS)
     return RunOptions(clients, profile, protection, seconds, results or default_folder(), rekey, idle=idle)
 

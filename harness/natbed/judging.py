@@ -8,6 +8,8 @@ from collections.abc import Callable
 from collections.abc import Mapping as MappingOf
 from concurrent.futures import ThreadPoolExecutor
 
+import msgspec
+
 from .capture import Capture
 from .checks import CheckResult, Verdict
 from .checks.connectivity import Pair, check_connectivity
@@ -22,14 +24,18 @@ from .checks.transport import HostPair, check_transport
 from .checks.wire import audit_wire, merge_segments
 from .conntrack import Mapping, udp_mappings
 from .expectation import wire_expectation
+from .faults.base import Fault, Scene
 from .idling import NatsOfALab, forgets
 from .isolation import runtime_directory
 from .lab import Lab
+from .nat.behaviour import check_behaviour
 from .nat.profile import Kind
 from .nat.selfcheck import check_probes
+from .passing_through import check_quirks
 from .paths import initiator_seen, responder_seen, translated, translating
 from .plans import Conversation, Tunnel
-from .probes import probes
+from .probes import probes, subjects
+from .recovering import judge_recovery
 from .results.summary import row_names
 from .settings import Protection
 from .stacks.base import Daemons, TunnelStatus
@@ -56,8 +62,19 @@ class Judge:
         self._plain_rates: dict[str, PathRates] = {}  # by row, where they had to be measured beforehand
 
     def nats(self) -> CheckResult:
-        """Whether each NAT translates as declared, and nothing else does."""
-        return check_probes(probes(self._scenario, self._lab))
+        """Whether each NAT translates, filters and gives out ports as declared, and has its quirk."""
+        found = check_probes(probes(self._scenario, self._lab))
+        if not found.passed:
+            return found
+        behaviour = check_behaviour(subjects(self._scenario, self._lab))
+        if not behaviour.passed:
+            return msgspec.structs.replace(behaviour, name=found.name)
+        details = {**found.details, **behaviour.details}
+        quirks = check_quirks(self._scenario, self._lab)
+        if quirks is None:
+            return msgspec.structs.replace(found, details=details)
+        reason = f"{found.reason}; {quirks.reason}" if quirks.passed else quirks.reason
+        return CheckResult(name=found.name, verdict=quirks.verdict, reason=reason, details=details)
 
     def discovery(self, daemons: Daemons) -> CheckResult:
         """What both ends of each tunnel found out about the NATs between them."""
@@ -129,6 +146,11 @@ class Judge:
         responders = {name: status for name, status in found.items() if status}
         tunnels = self._idle_tunnels(self._rekey_targets(daemons, self._conversations(responders)))
         return check_forgotten(tunnels, NatsOfALab(self._lab), one_flow=self._transport)
+
+    def recovery(self, daemons: Daemons, fault: Fault, evidence: pathlib.Path, within: float) -> CheckResult:
+        """Whether traffic comes back within so many seconds after the fault, in all tunnels."""
+        targets, scene = self._rekey_targets(daemons, self.conversations()), Scene(self._lab, daemons)
+        return judge_recovery(scene, fault, targets, evidence, one_flow=self._transport, within=within)
 
     def _idle_tunnels(self, targets: list[RekeyTarget]) -> list[IdleTunnel]:
         return [

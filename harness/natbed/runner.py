@@ -19,19 +19,26 @@ from .capture import Capture, CaptureError
 from .checks import CheckResult, Verdict, l2tp
 from .checks.idle import KEEPALIVE, KEPT_NAME
 from .checks.leaks import Snapshot, check_leaks
+from .checks.recovery import WITHIN
 from .checks.rekey import confirm_on_the_wire
 from .checks.throughput import UsualRatio
 from .conntrack import ConntrackError, ConntrackEvents
 from .expectation import public_segments
+from .faults.base import Fault, FaultError
+from .faults.names import parse
+from .faults.timeline import Timeline
+from .impairments.base import ImpairmentError
 from .isolation import IsolationError, isolated, runtime_directory
 from .judging import Judge
 from .lab import Lab, LabError
 from .link import LinkError
 from .machine_kind import machine_kind
 from .nat import presets
-from .nat.profile import NatProfile
+from .nat.profile import NatProfile, Pooling
 from .nat.rules import NatError
+from .nfqueue import QueueError
 from .node import NodeError
+from .passing_through import NOTE, declared, judge, unsuitable
 from .process import CommandFailed
 from .results import baseline, store
 from .results.record import ClientRecord, HostRecord, RunRecord
@@ -42,6 +49,7 @@ from .stacks.base import Daemon, Stack, StackError, Timing
 from .stacks.espthrunat import EspThruNat
 from .tunnels import EndedBadlyError, connect, running, start_anew
 
+FAULT_DPD = 1.0  # seconds of silence after which peers are asked, where a fault is to come
 NAT_AGAIN = "NAT, once more"  # the check of NATs that were good, where something has failed behind them since
 # An OSError is the lab's: a program that is not there, a route that is refused. A stack reports its own as StackError.
 LAB_ERRORS = (
@@ -54,6 +62,9 @@ LAB_ERRORS = (
     IsolationError,
     CaptureError,
     ConntrackError,
+    FaultError,
+    ImpairmentError,
+    QueueError,
     OSError,
 )
 
@@ -71,6 +82,8 @@ class RunOptions:
     timing: Timing = field(default_factory=Timing)
     baseline: pathlib.Path | None = field(default_factory=baseline.default_file)  # None: no figures to compare with
     idle: bool = True  # where SAs are rekeyed, also after nothing has passed for longer than NATs remember
+    fault: str = ""  # happens at the end, under traffic; as the command line has it
+    within: float = WITHIN  # seconds in which traffic must come back then
 
     @property
     def idles(self) -> bool:
@@ -89,6 +102,11 @@ class RunOptions:
             dpd=0 if given.dpd is None else given.dpd,
         )
 
+    def before_a_fault(self) -> RunOptions:
+        """Not idle, and peers are asked so often that recovery need not be waited for long."""
+        dpd = FAULT_DPD if self.timing.dpd is None else self.timing.dpd
+        return dataclasses.replace(self, idle=False, timing=dataclasses.replace(self.timing, dpd=dpd))
+
 
 Progress = Callable[[str], None]
 
@@ -99,7 +117,8 @@ class Run:
     def __init__(
         self, scenario: type[Scenario], options: RunOptions, progress: Progress, stack: Stack | None = None
     ) -> None:
-        self.options = options
+        self.fault = planned_fault(scenario, options)
+        self.options = options if self.fault is None else options.before_a_fault()
         self.stack = stack or EspThruNat()
         self.scenario = scenario(**_parameters(scenario, options))
         self.started = datetime.datetime.now().astimezone()
@@ -109,9 +128,12 @@ class Run:
         self._baseline = baseline.load(options.baseline) if options.seconds and options.baseline else None
         self.checks: list[CheckResult] = []
         self.notes: list[str] = []
+        if options.idles and self.fault is not None:
+            self.notes.append("the tunnels were not left idle, since a fault was to come")
         self.hosts: list[HostRecord] = []
         self.connect_seconds: dict[str, float] = {}
         self._ended_well = False  # the implementation, on all hosts
+        self._struck = False  # a fault, on purpose
         self._progress = progress
 
     def make_lab(self) -> Lab:
@@ -147,6 +169,12 @@ class Run:
         with contextlib.ExitStack() as stack:
             captures = stack.enter_context(self._watching())
             daemons = stack.enter_context(self.daemons())
+            if (known := declared(self.scenario)) is not None:
+                self._progress("bringing the tunnels up, one after the other")
+                conversations = self.judge.conversations()
+                self.checks.append(judge(known, self.lab, self.scenario.tunnels(), conversations, daemons, self.folder))
+                self.notes.append(NOTE)
+                return
             self._progress("bringing the tunnels up")
             self.connect(daemons)
             self.checks.append(self.judge.discovery(daemons))
@@ -172,14 +200,21 @@ class Run:
                 silent = dataclasses.replace(self.options.usual_timing, keepalive=0, dpd=0)
                 start_anew(self.scenario.tunnels(), daemons, silent)
                 self.checks.append(self.judge.idle_without_keepalives(daemons))
+            if self.fault is not None:
+                self._progress(f"under traffic: {self.options.fault or 'the scenario has a timeline'}")
+                self._struck = True
+                self.checks.append(self.judge.recovery(daemons, self.fault, self.folder, self.options.within))
         self._progress("auditing the wire")
         self._audit(captures)
 
     def _doubt_the_lab(self) -> None:
         """Where something failed, let the NATs prove themselves again: one that has changed may be what failed.
 
-        Not where the implementation did not end in order: then it is the hosts that may not be as they were.
+        Not where the implementation did not end in order: then it is the hosts that may not be as they were. Nor after
+        a fault, which has changed the lab on purpose, and has proved itself.
         """
+        if self._struck:
+            return
         failed = [check.name for check in self.checks if check.verdict is Verdict.FAILED]
         if failed and self._ended_well and not (again := self.judge.nats()).passed:
             reason = f"{again.reason}; it was right at the beginning, so this says nothing: {', '.join(failed)}"
@@ -203,10 +238,16 @@ class Run:
     def _needs_something_to_judge(self) -> None:
         if not (self.scenario.tunnels() and self.scenario.clients and self.scenario.servers):
             raise LabError("the scenario needs hosts called client... and server..., and a tunnel between them")
+        for nat in self.scenario.nats_planned.values():
+            if nat.pool and nat.profile.pooling is Pooling.ARBITRARY:
+                raise LabError(f"no check can say beforehand which outside address {nat.name} gives to whom")
         mode = self.options.protection.mode
         if mode not in self.scenario.modes:
             reason = self.scenario.not_supported.get(mode, "it does not say why")
             raise LabError(f"scenario {self.scenario.letter} has no {mode} mode: {reason}")
+        for nat in self.scenario.nats_planned.values():
+            if reason := unsuitable(nat.profile, self.options.protection):
+                raise LabError(reason)
 
     def _plain_throughput(self) -> bool:
         for row in self.judge.rows():
@@ -314,6 +355,13 @@ class Run:
             kernel=platform.release(),
             version=importlib.metadata.version("natbed"),
         )
+
+
+def planned_fault(scenario: type[Scenario], options: RunOptions) -> Fault | None:
+    """The fault of a run with these options, or the scenario's timeline, if there is any. Raises `FaultNameError`."""
+    if options.fault:
+        return parse(options.fault, scenario(**_parameters(scenario, options)))
+    return Timeline(tuple(scenario.timeline)) if scenario.timeline else None
 
 
 def conclude(checks: list[CheckResult]) -> tuple[Verdict, str]:
