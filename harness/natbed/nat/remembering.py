@@ -219,7 +219,7 @@ def _clashes(profile: NatProfile, outside: Sequence[str], forwards: Sequence[tup
     """A port was chosen without regard to who else has it towards others: the sender's next packet gets another.
 
     Of two hosts that choose one at once the first to claim it has it: else both would write it down, and come to it
-    again. Now and then each takes the other for the first, and both get another one.
+    again. A claim's limit is asked under its own lock, so that just one of them is the first.
     """
     new, first = "ct state new ct direction original", _LEAVING[0]
     for number, address in enumerate(outside):
