@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import itertools
+import select
 import socket
 import struct
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import msgspec
@@ -13,13 +19,14 @@ from lab_world import CLIENTS, NAT, SERVER, Home
 
 from natbed.checks import CheckResult, Verdict
 from natbed.lab import Lab
-from natbed.nat import presets, quirks
+from natbed.nat import presets, quirk_check, quirks
 from natbed.nat.profile import Kind, Quirk
-from natbed.nat.quirk_check import MARKER, Sights, check_quirk, cookie_of, observe, observe_spis
+from natbed.nat.quirk_check import MARKER, Sights, check_quirk, cookie_of, observe, observe_spis, observe_turns
 
 real = pytest.mark.usefixtures("isolated")
 PORTS = ("IKE", "ESP")
 UDP_SEGMENT = 103  # linux/udp.h
+SO_NO_CHECK = 11  # asm-generic/socket.h
 
 
 @contextmanager
@@ -95,6 +102,64 @@ def test_whoever_owns_port_500_gets_everybodys_answers(quirk: Quirk, owner: str)
 
 
 @real
+def test_the_last_of_three_owns_port_500_however_often_it_changes() -> None:
+    with behind(Quirk.LAST_OWNS_500, clients=3) as lab, contextlib.ExitStack() as stack:
+        ear = stack.enter_context(lab["server"].call(lambda: _udp(SERVER)))
+        mouths = [stack.enter_context(made) for made in _on_clients(lab, _udp)]
+        for turn, number in itertools.product(range(100), range(3)):
+            question = b"%d of client%d" % (turn, number + 1)
+            mouths[number].sendto(question, (SERVER, 500))
+            data, source = ear.recvfrom(64)
+            assert (data, source) == (question, (NAT, 500))
+            ear.sendto(b"answer to " + question, source)
+            assert mouths[number].recv(64) == b"answer to " + question
+
+
+@real
+def test_port_500_always_has_an_owner_while_three_send_at_once() -> None:
+    with behind(Quirk.LAST_OWNS_500, clients=3) as lab, contextlib.ExitStack() as stack:
+        ear = stack.enter_context(lab["server"].call(lambda: _udp(SERVER)))
+        mouths = [stack.enter_context(made) for made in _on_clients(lab, _udp)]
+        mouths[0].sendto(b"first", (SERVER, 500))
+        _, source = ear.recvfrom(64)
+        ended = threading.Event()
+
+        def send(mouth: socket.socket) -> int:
+            sent = 0
+            while not ended.is_set():
+                mouth.sendto(b"owner", (SERVER, 500))
+                sent += 1
+            return sent
+
+        with ThreadPoolExecutor(3) as pool:
+            sending = [pool.submit(send, mouth) for mouth in mouths]
+            try:
+                for number in range(500):
+                    ear.sendto(b"%d" % number, source)
+                    readable, _, _ = select.select(mouths, [], [], 2)
+                    assert [mouth.recv(64) for mouth in readable] == [b"%d" % number]
+            finally:
+                ended.set()
+        assert min(one.result() for one in sending) > 20, "each has taken the port from the others often"
+
+
+@real
+def test_trains_fragments_and_packets_without_checksum_reach_the_last_owner() -> None:
+    """The addresses of what passes are written twice each way, and its checksums with them."""
+    train = [(socket.IPPROTO_UDP, UDP_SEGMENT, struct.pack("=H", 100))]
+    with behind(Quirk.LAST_OWNS_500, clients=3) as lab, contextlib.ExitStack() as stack:
+        ear = stack.enter_context(lab["server"].call(lambda: _udp(SERVER)))
+        for mouth in [stack.enter_context(made) for made in _on_clients(lab, _udp)]:
+            for sender, receiver, to in ((mouth, ear, SERVER), (ear, mouth, NAT)):
+                sender.sendmsg([bytes(300)], train, 0, (to, 500))
+                sender.sendto(bytes(4000), (to, 500))
+                sender.setsockopt(socket.SOL_SOCKET, SO_NO_CHECK, 1)
+                sender.sendto(b"no checksum", (to, 500))
+                sender.setsockopt(socket.SOL_SOCKET, SO_NO_CHECK, 0)
+                assert [len(receiver.recv(5000)) for _ in range(5)] == [100, 100, 100, 4000, 11]
+
+
+@real
 def test_cookies_tell_ike_apart_and_all_esp_is_for_the_first() -> None:
     found = seen(Quirk.IKE_COOKIES)
     for kind in PORTS:
@@ -130,6 +195,18 @@ def test_each_packet_of_a_train_is_damaged() -> None:
     assert found == [quirks.DAMAGE + one[8:] for one in marked]
 
 
+def _on_clients(lab: Lab, make: Callable[[str], socket.socket]) -> Iterator[socket.socket]:
+    for host in (lab.host(f"client{number}") for number in (1, 2, 3)):
+        yield host.call(functools.partial(make, host.address))
+
+
+def _esp(address: str) -> socket.socket:
+    made = socket.socket(socket.AF_INET, socket.SOCK_RAW, 50)
+    made.bind((address, 0))
+    made.settimeout(2)
+    return made
+
+
 def _udp(address: str) -> socket.socket:
     made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     made.bind((address, 500))
@@ -152,6 +229,24 @@ def test_spis_are_guessed_to_be_the_last_senders_and_stay_so() -> None:
     with behind(Quirk.ESP_SPIS) as lab:
         clients = [(lab["client1"], CLIENTS[0]), (lab["client2"], CLIENTS[1])]
         assert observe_spis(clients, lab["server"], SERVER) == [("client1", "client1"), ("client2", "client2")]
+
+
+@real
+def test_new_spis_are_the_last_of_threes_however_often_it_changes_and_old_ones_stay() -> None:
+    with behind(Quirk.ESP_SPIS, clients=3) as lab, contextlib.ExitStack() as stack:
+        ear = stack.enter_context(lab["server"].call(lambda: _esp(SERVER)))
+        mouths = [stack.enter_context(made) for made in _on_clients(lab, _esp)]
+
+        def answered(spi: int, number: int) -> bool:
+            data = struct.pack("!IQ", spi, 0)
+            ear.sendto(data, (NAT, 0))
+            return mouths[number].recv(64)[20:] == data
+
+        for turn, number in itertools.product(range(30), range(3)):
+            mouths[number].sendto(struct.pack("!IQ", 0x4000 + number, turn), (SERVER, 0))
+            assert ear.recvfrom(64)[1][0] == NAT
+            assert answered(0x5000 + 3 * turn + number, number)
+        assert all(answered(0x5000 + spi, spi % 3) for spi in range(90))
 
 
 def proof(says: Quirk, does: Quirk | None) -> CheckResult:
@@ -192,6 +287,21 @@ def test_a_nat_without_its_quirk_is_a_broken_lab(quirk: Quirk) -> None:
 )
 def test_a_nat_with_another_quirk_is_a_broken_lab(says: Quirk, does: Quirk) -> None:
     assert proof(says, does).verdict is Verdict.LAB_BROKEN
+
+
+@real
+def test_turns_end_with_the_first_answer_that_another_has_got() -> None:
+    with behind(Quirk.FIRST_OWNS_500) as lab:
+        clients = [(lab["client1"], CLIENTS[0]), (lab["client2"], CLIENTS[1])]
+        assert observe_turns(clients, lab["server"], SERVER) == [("client1", "client1"), ("client2", "client1")]
+
+
+@real
+def test_a_nat_that_loses_the_last_owner_is_a_broken_lab(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quirk_check, "observe_turns", lambda *_: [("client1", "client1"), ("client2", "")])
+    found = proof(Quirk.LAST_OWNS_500, Quirk.LAST_OWNS_500)
+    assert found.verdict is Verdict.LAB_BROKEN
+    assert found.reason == "last-owns-500: client2 sent last, in turn 2, and the answer went to nobody"
 
 
 # as text

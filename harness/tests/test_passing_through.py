@@ -39,6 +39,12 @@ def test_each_client_fares_as_declared(tmp_path: pathlib.Path, known: PassThroug
     assert (folder / "nat-public.pcap").stat().st_size > 1000
 
 
+def test_the_last_of_three_clients_owns_port_500(tmp_path: pathlib.Path) -> None:
+    record, _ = run(behind(tmp_path, passthrough_presets.LAST_OWNS_500, clients=3))
+    assert record.verdict is Verdict.PASSED, record.reason
+    assert found(record) == [(True, Traffic.OUTBOUND), (True, Traffic.OUTBOUND), (True, Traffic.BOTH)]
+
+
 @pytest.mark.parametrize("changes", [{"mode": "transport"}, {"encapsulation": "never"}], ids=str)
 def test_what_nothing_is_declared_of_is_no_verdict(tmp_path: pathlib.Path, changes: dict[str, str]) -> None:
     wanted = dataclasses.replace(options(tmp_path, 2, **changes), nat=passthrough_presets.PIN_500.profile)  # type: ignore[arg-type]

@@ -111,10 +111,11 @@ LAST_OWNS_500 = PassThrough(
     last=WORKS,
     between=Expected(traffic=Traffic.OUTBOUND),
 )
-"""All clients keep port 500, and what a server sends back is for the one that used it last.
+"""All clients keep port 500, and what a server sends back is for the one that has sent something there last.
 
-What a NAT does that replaces its one entry for "VPN traffic". Each client connects, and from then on whoever sends
-takes the others' answers away: tunnels that are up, and of which one at a time works.
+What a NAT does that replaces its one entry for "VPN traffic" with that server. Each client connects, and from then on
+whoever sends takes the others' answers away: tunnels that are up, and of which one at a time works. Clients of
+different servers do not notice.
 """
 
 IKE_COOKIES = PassThrough(

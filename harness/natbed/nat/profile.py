@@ -96,7 +96,7 @@ class Quirk(enum.StrEnum):
     FIRST_OWNS_500 = "first-owns-500"
     """All clients keep port 500, and whatever comes back goes to the one that used it first."""
     LAST_OWNS_500 = "last-owns-500"
-    """All clients keep port 500, and whatever comes back goes to the one that used it last."""
+    """All clients keep port 500, and whatever comes back from a remote end goes to the one that sent there last."""
     IKE_COOKIES = "ike-cookies"
     """All clients keep port 500, and what comes back is told apart by IKE's initiator cookie."""
     ESP_SPIS = "esp-spis"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import select
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ from .profile import Quirk
 IKE_PORT = 500
 ELSEWHERE = 4_900  # and up: a port of the server for each client, who alone sends to it, from port 500 too
 MARKER = bytes(8)
+TURNS = 10  # how often the owner of port 500 changes from the first client through to the last, where it changes
 DEADLINE = 2.0  # seconds for what must arrive
 GRACE = 0.05  # seconds for what must not, once a later packet of the same sender has arrived
 _CONTROL = 40_001  # the clients' and the server's port for such later packets
@@ -121,6 +123,28 @@ def observe_spis(clients: Sequence[Client], server: NodeLike, server_address: st
         return [(one, answer(number, sources[number])) for number, one in enumerate(first)]
 
 
+def observe_turns(clients: Sequence[Client], server: NodeLike, server_address: str) -> list[tuple[str, str]]:
+    """Let clients send IKE in turn, `TURNS` times, and the server answer each before the next one sends.
+
+    Returns who has sent and who has got the answer, "" for nobody, and ends with the first answer that another one has
+    got. Raises OSError as `observe` does.
+    """
+    found: list[tuple[str, str]] = []
+    with contextlib.ExitStack() as stack:
+        ear = stack.enter_context(server.call(lambda: _udp(server_address, IKE_PORT)))
+        mouths = {node.name: stack.enter_context(node.call(lambda at=at: _udp(at, IKE_PORT))) for node, at in clients}  # type: ignore[misc]
+        for turn, (number, name) in itertools.product(range(TURNS), enumerate(mouths)):
+            data = cookie_of(number, "IKE") + f"turn {turn}".encode()
+            mouths[name].sendto(data, (server_address, IKE_PORT))
+            ear.sendto(*ear.recvfrom(64))
+            readable, _, _ = select.select(list(mouths.values()), [], [], DEADLINE)
+            got = [one for one, mouth in mouths.items() if mouth in readable and mouth.recv(64) == data]
+            found.append((name, got[0] if got else ""))
+            if got != [name]:
+                break
+    return found
+
+
 def check_quirk(
     quirk: Quirk,
     clients: Sequence[Client],
@@ -139,12 +163,16 @@ def check_quirk(
         forget()
         seen = observe(clients, server, server_address)
         spis = observe_spis(clients, server, server_address) if quirk is Quirk.ESP_SPIS else []
+        turns = observe_turns(clients, server, server_address) if quirk is Quirk.LAST_OWNS_500 else []
         forget()
     except OSError as error:
         return _result(f"{quirk}: no datagram could be sent or received: {error}")
     problem = next(_problems(quirk, names, public_address, seen), "")
     if not problem and spis != [(name, name) for name in names if spis]:
         problem = f"answers to bare ESP by new SPIs, and later by the same, went to {spis}"
+    sender, owner = turns[-1] if turns else ("", "")
+    if not problem and sender != owner:
+        problem = f"{sender} sent last, in turn {len(turns)}, and the answer went to {owner or 'nobody'}"
     return _result(problem and f"{quirk}: {problem}", f"it does what {quirk} says")
 
 
@@ -183,9 +211,10 @@ def _owner(quirk: Quirk, names: Sequence[str], name: str, kind: str) -> str | No
     """Who must get the answer, "" for nobody; None where there must be nothing to answer."""
     if quirk is Quirk.ONE_CLIENT or (quirk is Quirk.PIN_500 and kind != "elsewhere"):
         return name if name == names[0] else None
-    if quirk in (Quirk.FIRST_OWNS_500, Quirk.LAST_OWNS_500):
-        owner = names[0 if quirk is Quirk.FIRST_OWNS_500 else -1]
-        return owner if kind != "elsewhere" or name == owner else ""  # the owner has nothing to do with that port
+    if quirk is Quirk.FIRST_OWNS_500:
+        return names[0] if kind != "elsewhere" or name == names[0] else ""  # the owner has nothing to do with that port
+    if quirk is Quirk.LAST_OWNS_500:
+        return names[-1] if kind != "elsewhere" else name  # there nobody else has sent anything
     return names[0] if quirk is Quirk.IKE_COOKIES and kind == "ESP" else name
 
 

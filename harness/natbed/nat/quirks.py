@@ -3,6 +3,12 @@
 Where all clients keep port 500, conntrack must know flows apart that look the same from outside. Each inside address
 has a conntrack zone of its own (the last 16 bits of the address), so that MASQUERADE gives all of them port 500; and
 what comes back is put into the zone of the client that the quirk takes it to be for.
+
+Where the last sender is to get all, zones and a map of who that is will not do. nftables cannot write another value
+into an element of a map; and of those that are deleted by packets, each stays in its hash chain until the collector
+comes, once a second. With 16 of them the kernel makes the table anew, and refuses what is added meanwhile (linux,
+lib/rhashtable.c, RHT_ELASTICITY): the map is empty then. What packets can overwrite is a flow's mark. So all clients
+have one flow with a remote end, as if they were one host, and its mark is the address of the one that sent last.
 """
 
 from __future__ import annotations
@@ -20,10 +26,14 @@ DAMAGE = bytes.fromhex("1234edcb5678a987")
 
 _IKE = 500
 _BEFORE_CONNTRACK = "type filter hook prerouting priority -300; policy accept;"
+_AFTER_CONNTRACK = "type filter hook prerouting priority -190; policy accept;"
+_AFTER_TRANSLATION = "type filter hook prerouting priority -90; policy accept;"
 _FORWARDED = "type filter hook forward priority -1; policy accept;"
 _BEFORE_MASQUERADE = "type nat hook postrouting priority 99; policy accept;"
 _OWN_ZONE = "ct zone set @nh,112,16"  # the last half of the source address
 _SPLIT_ZONE = 1
+_SOURCE = "@nh,96,32"  # the source address, as a number
+_ALL_CLIENTS = "192.0.0.8"  # RFC 7600, 4.8: an address that no host has
 
 
 class QuirkTarget(Protocol):
@@ -91,15 +101,8 @@ def _first_owns(out: str, _into: str, wan: str, lan: str, lasts: str) -> list[st
     return _owned(wan, lan, lasts, f"{out} udp sport {_IKE} update @owner {{ udp sport : ct zone }}")
 
 
-def _last_owns(out: str, _into: str, wan: str, lan: str, lasts: str) -> list[str]:
-    learn = f"{out} udp sport {_IKE}"
-    return _owned(
-        wan,
-        lan,
-        lasts,
-        f"{learn} delete @owner {{ udp sport : ct zone }}",
-        f"{learn} add @owner {{ udp sport : ct zone }}",
-    )
+def _last_owns(_out: str, _into: str, wan: str, lan: str, lasts: str) -> list[str]:
+    return _shared(wan, lan, lasts, f"udp sport {_IKE}")
 
 
 def _owned(wan: str, lan: str, lasts: str, *learn: str) -> list[str]:
@@ -130,25 +133,39 @@ def _cookies(out: str, _into: str, wan: str, lan: str, lasts: str) -> list[str]:
     ]
 
 
-def _spis(out: str, into: str, wan: str, lan: str, lasts: str) -> list[str]:
+def _spis(_out: str, into: str, wan: str, lan: str, lasts: str) -> list[str]:
     spi = "ip saddr . esp spi"
     return [
-        _map("last", "ip daddr : ct zone", lasts),
-        _map("spis", f"{spi} : ct zone", lasts),
+        _map("spis", f"{spi} : ip daddr", lasts),
+        _chain("learn", _FORWARDED, f"{into} update @spis {{ {spi} : ip daddr }}"),
+        *_shared(wan, lan, lasts, "ip protocol esp", f"ip daddr set {spi} map @spis"),
+    ]
+
+
+def _shared(wan: str, lan: str, lasts: str, what: str, *known: str) -> list[str]:
+    """One flow for all clients with each remote end; its answers are for who sent last, or for whom `known` says."""
+    answer = f'iifname "{wan}" ip daddr {_ALL_CLIENTS}'
+    return [
+        # nft writes no number into an address, but what a map has for it
+        _map("clients", "meta mark : ip saddr", lasts),
         _chain(
-            "tell",
+            "hide",
             _BEFORE_CONNTRACK,
-            f'iifname "{lan}" ip protocol esp {_OWN_ZONE}',
-            # a zone that is set stays: the guess is for SPIs that are not known yet
-            f'iifname "{wan}" ct zone set {spi} map @spis',
-            f'iifname "{wan}" ip protocol esp ct zone set ip saddr map @last',
+            f'iifname "{lan}" {what} meta mark set {_SOURCE} update @clients {{ meta mark : ip saddr }} '
+            f"ip saddr set {_ALL_CLIENTS}",
         ),
         _chain(
-            "learn",
-            _FORWARDED,
-            f"{into} update @spis {{ {spi} : ct zone }}",
-            f"{out} ip protocol esp delete @last {{ ip daddr : ct zone }}",
-            f"{out} ip protocol esp add @last {{ ip daddr : ct zone }}",
+            "show",
+            _AFTER_CONNTRACK,
+            f'iifname "{lan}" ip saddr {_ALL_CLIENTS} ct mark set meta mark ip saddr set meta mark map @clients '
+            "meta mark set 0",
+        ),
+        _chain(
+            "tell",
+            _AFTER_TRANSLATION,
+            *(f"{answer} {rule}" for rule in known),
+            f"{answer} ip daddr set ct mark map @clients",
+            f"{answer} drop",
         ),
     ]
 
