@@ -7,19 +7,16 @@ import dataclasses
 import datetime
 import importlib.metadata
 import inspect
-import pathlib
 import platform
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 
 from pyroute2.netlink.exceptions import NetlinkError
 
 from .capture import Capture, CaptureError
 from .checks import CheckResult, Verdict, l2tp
-from .checks.idle import KEEPALIVE, KEPT_NAME
+from .checks.idle import KEPT_NAME
 from .checks.leaks import Snapshot, check_leaks
-from .checks.recovery import WITHIN
 from .checks.rekey import confirm_on_the_wire
 from .checks.throughput import UsualRatio
 from .conntrack import ConntrackError, ConntrackEvents
@@ -33,8 +30,7 @@ from .judging import Judge
 from .lab import Lab, LabError
 from .link import LinkError
 from .machine_kind import machine_kind
-from .nat import presets
-from .nat.profile import NatProfile, Pooling
+from .nat.profile import Pooling
 from .nat.rules import NatError
 from .nfqueue import QueueError
 from .node import NodeError
@@ -43,13 +39,15 @@ from .process import CommandFailed
 from .results import baseline, store
 from .results.record import ClientRecord, HostRecord, RunRecord
 from .results.summary import client_records
+from .run_options import RunOptions
 from .scenario import Scenario
-from .settings import Protection, host_settings, identity
-from .stacks.base import Daemon, Stack, StackError, Timing
+from .settings import host_settings, identity
+from .stacks.base import Daemon, Stack, StackError
 from .stacks.espthrunat import EspThruNat
 from .tunnels import EndedBadlyError, connect, running, start_anew
 
-FAULT_DPD = 1.0  # seconds of silence after which peers are asked, where a fault is to come
+__all__ = ["LAB_ERRORS", "NAT_AGAIN", "Run", "RunOptions", "conclude", "planned_fault", "run_scenario"]
+
 NAT_AGAIN = "NAT, once more"  # the check of NATs that were good, where something has failed behind them since
 # An OSError is the lab's: a program that is not there, a route that is refused. A stack reports its own as StackError.
 LAB_ERRORS = (
@@ -69,45 +67,6 @@ LAB_ERRORS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class RunOptions:
-    """What may be varied about a run."""
-
-    clients: int = 2
-    nat: NatProfile = presets.MASQUERADE
-    protection: Protection = field(default_factory=Protection)
-    seconds: int = 2  # of each iperf3 measurement; 0 leaves throughput out
-    results: pathlib.Path = field(default_factory=store.default_folder)
-    rekey: str = "none"  # who replaces SAs under traffic: initiator, responder, both
-    timing: Timing = field(default_factory=Timing)
-    baseline: pathlib.Path | None = field(default_factory=baseline.default_file)  # None: no figures to compare with
-    idle: bool = True  # where SAs are rekeyed, also after nothing has passed for longer than NATs remember
-    fault: str = ""  # happens at the end, under traffic; as the command line has it
-    within: float = WITHIN  # seconds in which traffic must come back then
-
-    @property
-    def idles(self) -> bool:
-        """Whether tunnels are left idle."""
-        return self.idle and self.rekey != "none"
-
-    @property
-    def usual_timing(self) -> Timing:
-        """From the start: keepalives so often that the idle check need not wait long, and nothing else of its own."""
-        given = self.timing
-        if not self.idles:
-            return given
-        return dataclasses.replace(
-            given,
-            keepalive=KEEPALIVE if given.keepalive is None else given.keepalive,
-            dpd=0 if given.dpd is None else given.dpd,
-        )
-
-    def before_a_fault(self) -> RunOptions:
-        """Not idle, and peers are asked so often that recovery need not be waited for long."""
-        dpd = FAULT_DPD if self.timing.dpd is None else self.timing.dpd
-        return dataclasses.replace(self, idle=False, timing=dataclasses.replace(self.timing, dpd=dpd))
-
-
 Progress = Callable[[str], None]
 
 
@@ -121,6 +80,8 @@ class Run:
         self.options = options if self.fault is None else options.before_a_fault()
         self.stack = stack or EspThruNat()
         self.scenario = scenario(**_parameters(scenario, options))
+        if declared(self.scenario) is not None:
+            self.options = self.options.behind_a_quirk()
         self.started = datetime.datetime.now().astimezone()
         self.folder = store.new_evidence(options.results, scenario.letter, self.started)
         self.lab = self.make_lab()

@@ -58,7 +58,7 @@ def configuration(settings: HostSettings) -> dict[str, Any]:
 def test_what_is_not_asked_for_is_left_to_the_implementation() -> None:
     (tunnel,) = configuration(host_settings(find("A")(clients=1), Protection())["client1"])["connection"]
     timing = {"dpd", "keepalive", "keepalive_tail", "ike_lifetime", "esp_lifetime", "esp_octets", "rekey_overlap"}
-    assert not tunnel.keys() & {*timing, "rebinding", "start"}
+    assert not tunnel.keys() & {*timing, "rebinding", "start", "retransmit"}
     assert (tunnel["mode"], tunnel["exchange"], tunnel["authentication"]) == ("tunnel", "main", "psk")
     assert (tunnel["local_network"], tunnel["remote_network"]) == ("192.168.1.11/32", "10.99.0.1/32")
 
@@ -67,7 +67,9 @@ def test_what_is_not_asked_for_is_left_to_the_implementation() -> None:
 def test_transport_mode_with_certificates_has_no_networks_and_no_secret(host: str, starts: bool | None) -> None:
     folder = pathlib.Path("/evidence/client1")
     files = Credentials(folder / "certificate.pem", folder / "private_key.pem", folder / "ca.pem")
-    timing = Timing(dpd=1, keepalive=0.5, keepalive_tail=3, esp_lifetime=30, rebinding="authenticated", start=True)
+    timing = Timing(
+        dpd=1, keepalive=0.5, keepalive_tail=3, esp_lifetime=30, rebinding="authenticated", start=True, ike_tries=3
+    )
     asked = Protection(mode="transport", exchange="aggressive", authentication="rsa")
     read = configuration(host_settings(find("A")(clients=1), asked, timing, {host: files})[host])
     assert (read["local"]["certificate"], read["local"]["ca"]) == ("certificate.pem", "ca.pem")
@@ -76,6 +78,7 @@ def test_transport_mode_with_certificates_has_no_networks_and_no_secret(host: st
     assert (tunnel["mode"], tunnel["exchange"], tunnel["authentication"]) == ("transport", "aggressive", "rsa")
     assert (tunnel["dpd"], tunnel["keepalive"], tunnel["esp_lifetime"]) == (1, 0.5, 30)
     assert (tunnel["rebinding"], tunnel.get("start")) == ("authenticated", starts), "a responder cannot begin"
+    assert tunnel["retransmit"] == {"tries": 3}
 
 
 def test_tunnels_of_the_same_two_gateways_share_their_key() -> None:

@@ -38,6 +38,7 @@ class Timing:
     rekey_overlap: float | None = None
     rebinding: str | None = None  # never, authenticated
     start: bool | None = None  # initiators bring the tunnel up at once
+    ike_tries: int | None = None  # how often an IKE message is sent in all before its exchange is given up
 
 
 @dataclass(frozen=True, slots=True)

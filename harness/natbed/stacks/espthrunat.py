@@ -340,4 +340,5 @@ def _connection(tunnel: TunnelSettings, timing: Timing) -> dict[str, Value]:
         "rekey_overlap": timing.rekey_overlap,
         "rebinding": timing.rebinding,
         "start": timing.start if tunnel.peer_address else None,
+        "retransmit.tries": timing.ike_tries,
     }
