@@ -7,7 +7,6 @@ work, and so what that takes bounds the time.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -19,7 +18,7 @@ from natbed.checks import CheckResult, Verdict
 from .flows import FlowError, LabError
 from .sa_pairs import RekeyTarget
 from .streams import RATE, Reception, Stream, judge_stream
-from .tunnel_streams import begin, open_streams
+from .tunnel_streams import begin, tunnel_streams
 
 NAME = "recovery"
 WITHIN = 10.0  # seconds in which traffic must flow again, unless declared otherwise
@@ -56,27 +55,16 @@ def check_recovery(
     """
     if not targets:
         return CheckResult(name=name, verdict=Verdict.LAB_BROKEN, reason="there is no tunnel that could recover")
-    with contextlib.ExitStack() as stack:
-        try:
-            streams = open_streams(stack, targets, one_flow=one_flow, persistent=True)
-        except (OSError, LabError) as error:
-            return CheckResult(name=name, verdict=Verdict.LAB_BROKEN, reason=str(error))
-        for stream in streams:
-            stack.callback(stream.finish)
-        try:
-            begin(streams, one_flow=one_flow)
-        except FlowError as error:
-            return CheckResult(name=name, verdict=Verdict.FAILED, reason=f"before anything happened: {error}")
-        happening = strike()
-        _await_settled(streams, happening.ended + within, one_flow=one_flow)
-        for stream in streams:
-            stream.stop()
-        for stream in streams:
-            stream.finish()
-        unread = [(stream, stream.unread) for stream in streams]
-    broken = [f"{stream.name}: the lab was too slow to read {number}" for stream, number in unread if number]
-    if broken:
-        return CheckResult(name=name, verdict=Verdict.LAB_BROKEN, reason=broken[0])
+    try:
+        with tunnel_streams(targets, one_flow=one_flow, persistent=True) as streams:
+            try:
+                begin(streams, one_flow=one_flow)
+            except FlowError as error:
+                return CheckResult(name=name, verdict=Verdict.FAILED, reason=f"before anything happened: {error}")
+            happening = strike()
+            _await_settled(streams, happening.ended + within, one_flow=one_flow)
+    except LabError as error:
+        return CheckResult(name=name, verdict=Verdict.LAB_BROKEN, reason=str(error))
     return _conclude(name, streams, happening, within)
 
 
@@ -89,15 +77,15 @@ def _await_settled(streams: Sequence[Stream], until: float, *, one_flow: bool) -
             for there, back in zip(streams[::2], streams[1::2], strict=True):
                 if there.latest_source is not None:
                     back.aim(there.latest_source)
-        if all(_settled(stream.arrivals, number) for stream, number in zip(streams, sent, strict=True)):
+        if all(settled(stream.arrivals, number) for stream, number in zip(streams, sent, strict=True)):
             return
         time.sleep(_POLL)
 
 
-def _settled(arrivals: Sequence[tuple[int, float]], sent: int) -> bool:
-    """Whether the last ones were all sent after the first `sent`, and none of them is missing."""
-    newest = {number for number, _ in arrivals[-SETTLED:]}
-    return len(newest) == SETTLED and min(newest) >= sent and max(newest) - min(newest) == SETTLED - 1
+def settled(arrivals: Sequence[tuple[int, float]], sent: int, wanted: int = SETTLED) -> bool:
+    """Whether the last `wanted` were all sent after the first `sent`, and none of them is missing."""
+    newest = {number for number, _ in arrivals[-wanted:]}
+    return len(newest) == wanted and min(newest) >= sent and max(newest) - min(newest) == wanted - 1
 
 
 def away_seconds(sent: int, arrivals: Sequence[tuple[int, float]], ended: float) -> float | None:

@@ -22,7 +22,7 @@ from natbed.stacks.base import CountsPackets, Daemon, StackError, TunnelStatus
 from .flows import FlowError, LabError
 from .sa_pairs import RekeyTarget, Step, await_replaced, pairs, spis
 from .streams import WINDOW, Stream, judge_stream
-from .tunnel_streams import LEAD, begin, open_streams
+from .tunnel_streams import LEAD, begin, tunnel_streams
 
 T = TypeVar("T")
 
@@ -61,33 +61,21 @@ def check_rekey(
     """
     if not targets or not planned:
         return CheckResult(name=name, verdict=Verdict.LAB_BROKEN, reason="there is nothing to rekey")
-    streams: list[Stream] = []
     rekeys = [_Rekeys(target.name) for target in targets]
     problem = ""
-    with contextlib.ExitStack() as stack:
-        try:
-            streams += open_streams(stack, targets, one_flow=one_flow)
-        except (OSError, LabError) as error:
-            return CheckResult(name=name, verdict=Verdict.LAB_BROKEN, reason=str(error))
-        for stream in streams:
-            stack.callback(stream.finish)
-        try:
-            begin(streams, one_flow=one_flow)
-            with ThreadPoolExecutor(len(targets), thread_name_prefix=name) as pool:
-                own = zip(streams[::2], streams[1::2], strict=True)
-                list(pool.map(_rekey, targets, rekeys, itertools.repeat(planned), own))
-            for stream in streams:
-                stream.await_arrivals(LEAD)
-        except FlowError as error:
-            problem = str(error)
-        for stream in streams:
-            stream.stop()
-        for stream in streams:
-            stream.finish()
-        unread = [(stream, stream.unread) for stream in streams]
-    broken = [f"{stream.name}: the lab was too slow to read {number}" for stream, number in unread if number]
-    if broken:
-        return CheckResult(name=name, verdict=Verdict.LAB_BROKEN, reason=broken[0])
+    try:
+        with tunnel_streams(targets, one_flow=one_flow) as streams:
+            try:
+                begin(streams, one_flow=one_flow)
+                with ThreadPoolExecutor(len(targets), thread_name_prefix=name) as pool:
+                    own = zip(streams[::2], streams[1::2], strict=True)
+                    list(pool.map(_rekey, targets, rekeys, itertools.repeat(planned), own))
+                for stream in streams:
+                    stream.await_arrivals(LEAD)
+            except FlowError as error:
+                problem = str(error)
+    except LabError as error:
+        return CheckResult(name=name, verdict=Verdict.LAB_BROKEN, reason=str(error))
     return _conclude(name, streams, rekeys, problem, _dropped(targets))
 
 

@@ -95,7 +95,9 @@ class Stream:
         to: tuple[str, int] | None,
         *,
         persistent: bool = False,
+        rate: int = RATE,
     ) -> None:
+        """`rate` is in datagrams a second."""
         self.name = name
         self.sent = 0
         self.arrivals: list[tuple[int, float]] = []
@@ -107,6 +109,7 @@ class Stream:
         self._receiver = receiver
         self._to = to
         self._persistent = persistent
+        self._rate = rate
         self._stop = threading.Event()
         self._given_up = float("inf")  # the time, once the sender has ended
         self._reading = threading.Thread(target=self._receive, name=f"{name} receiver")
@@ -130,12 +133,16 @@ class Stream:
         """Send no more; what is under way is still received."""
         self._stop.set()
 
-    def finish(self) -> None:
-        """Stop sending, and receive until everything has come or nothing more does."""
+    def give_up(self) -> None:
+        """Stop sending; what has not arrived after a while from now on is lost."""
         self.stop()
         if self._sending.ident is not None:
             self._sending.join()
         self._given_up = min(self._given_up, time.monotonic() + _LOST_SECONDS)
+
+    def finish(self) -> None:
+        """Stop sending, and receive until everything has come or nothing more does."""
+        self.give_up()
         if self._reading.ident is not None:
             self._reading.join()
 
@@ -160,7 +167,7 @@ class Stream:
         due = time.monotonic()
         while not self._stop.wait(max(due - time.monotonic(), 0)):
             # What a busy lab has missed is not made up for at once: that would be a flood, whose loss proves nothing.
-            due = max(due, time.monotonic() - _CATCH_UP / RATE) + 1 / RATE
+            due = max(due, time.monotonic() - _CATCH_UP / self._rate) + 1 / self._rate
             try:
                 self._sender.sendto(PATTERN + _HEADER.pack(self._number, self.sent), self._to or ("", 0))
             except OSError as error:
