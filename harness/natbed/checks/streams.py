@@ -21,6 +21,7 @@ WINDOW = 16  # places by which a datagram may come later than one sent after it
 _ARRIVAL_SECONDS = 5.0  # for datagrams that must come
 _QUIET_SECONDS = 0.2  # after which nothing comes twice any more
 _LOST_SECONDS = 3.0  # after which what has not arrived never will
+_OVERTAKEN = RATE // 2  # datagrams without a gap: what they have all overtaken will not arrive either
 _POLL = 0.005  # seconds between looks at what has arrived
 _BUFFER = 4 << 20  # octets: what this process is slow to read is not the implementation's loss
 _SO_RCVBUFFORCE, _SO_MEMINFO = 33, 55
@@ -176,12 +177,17 @@ class Stream:
                     return
             self.sent += 1
 
+    def _only_lost(self) -> bool:
+        """Whether waiting is in vain: of a stream that may lose some, all of the end has come."""
+        end = {number for number, _ in self.arrivals if self.sent - _OVERTAKEN <= number < self.sent}
+        return self._persistent and len(end) == _OVERTAKEN
+
     def _receive(self) -> None:
         while True:
             try:
                 data, source = self._receiver.recvfrom(2048)
             except TimeoutError:
-                if self._given_up < float("inf") and len(self.arrivals) >= self.sent:
+                if self._given_up < float("inf") and (len(self.arrivals) >= self.sent or self._only_lost()):
                     return
                 if time.monotonic() > self._given_up:
                     return
