@@ -21,6 +21,8 @@ help: ## what can be made
 
 # Of tests and cells: more than processors, since many wait for a NAT to forget or a peer to be given up.
 WORKERS ?= $(shell echo $$(( ($$(nproc) * 3 + 1) / 2 )))
+# Some tests take half a minute, most a hundredth of a second: who has nothing left takes over what waits for others.
+PARALLEL := -n $(WORKERS) --dist worksteal
 # What the tests run of the matrix: every scenario in every mode, without figures, which tests beside them would spoil.
 SMOKE := --natbed-matrix smoke --natbed-seconds 0 topologies impl/tests harness/tests
 
@@ -32,7 +34,7 @@ demo: setup device ## scenario A end to end: verdict, figures, and where the evi
 .PHONY: test
 test: system device witnesses .venv/.installed ## all checks and tests, and the smoke matrix
 	@$(MAKE) --no-print-directory -j 2 setup lint
-	@$(BIN)/pytest -n $(WORKERS) $(SMOKE)
+	@$(BIN)/pytest $(PARALLEL) $(SMOKE)
 
 .PHONY: matrix
 matrix: setup device ## scenarios in every pair of their variations; natbed matrix --help has more
@@ -61,7 +63,7 @@ peers: setup .venv/peers ## strongSwan for natbed bench: unpacked, not installed
 # The table is shown even where a test failed; a failure of either counts.
 .PHONY: conformance
 conformance: setup device witnesses ## every requirement of the draft with its tests and their results
-	@code=0; $(BIN)/pytest -m draft -n $(WORKERS) $(SMOKE) || code=$$?; \
+	@code=0; $(BIN)/pytest -m draft $(PARALLEL) $(SMOKE) || code=$$?; \
 	$(BIN)/natbed conformance --markdown results/conformance.md || { verdict=$$?; [ $$code != 0 ] || code=$$verdict; }; \
 	exit $$code
 
