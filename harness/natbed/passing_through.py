@@ -5,16 +5,18 @@ from __future__ import annotations
 import functools
 import pathlib
 import time
+from collections.abc import Sequence
 
 from .checks import CheckResult, Verdict
 from .checks.declared import NAME, Outcome, Talk, check_as_declared, traffic
 from .checks.flows import End, LabError
 from .lab import Lab
 from .nat.passthrough_presets import PASSTHROUGH, PassThrough, Traffic
-from .nat.profile import NatProfile
+from .nat.profile import NatProfile, Pooling, Quirk
 from .nat.quirk_check import check_quirk
 from .nat.quirks import apply
-from .node_kinds import Nat
+from .node_kinds import Host, Nat
+from .node_like import NodeLike
 from .plans import Conversation, Tunnel
 from .scenario import Scenario
 from .settings import Protection
@@ -33,7 +35,13 @@ def declared(scenario: Scenario) -> PassThrough | None:
 
 
 def unsuitable(profile: NatProfile, protection: Protection) -> str:
-    """Why nothing is declared of a run behind a NAT of that profile, "" where something is, or need not be."""
+    """Why a run behind a NAT of that profile cannot be judged, "" where it can."""
+    if profile.addresses > 1 and profile.pooling is Pooling.ARBITRARY:
+        # RFC 4787, REQ-2, is against it: IKE and ESP of one client may come from two addresses
+        return (
+            f"{profile.name} gives each flow any of {profile.addresses} outside addresses (pooling arbitrary), so no "
+            "check can say beforehand whose packets are whose"
+        )
     if profile.quirk is None:
         return ""
     if profile.name not in PASSTHROUGH:
@@ -57,11 +65,16 @@ def check_quirks(scenario: Scenario, lab: Lab) -> CheckResult | None:
         names = dict.fromkeys(tunnel.initiator for tunnel in tunnels)
         clients = [(lab[name], scenario.hosts_planned[name].address) for name in names]
         server = lab.host(tunnels[0].responder)
-        forget = functools.partial(_forget, nat)
-        result = check_quirk(nat.profile.quirk, clients, server, server.address, nat.public_address, forget)
+        result = check_quirk_of(nat, nat.profile.quirk, clients, server)
         if not result.passed:
             break
     return result
+
+
+def check_quirk_of(nat: Nat, quirk: Quirk, clients: Sequence[tuple[NodeLike, str]], server: Host) -> CheckResult:
+    """See that one NAT does to clients, nodes with their addresses, what the quirk says. It forgets all mappings."""
+    forget = functools.partial(_forget, nat)
+    return check_quirk(quirk, clients, server, server.address, nat.public_address, forget)
 
 
 def _forget(nat: Nat) -> None:

@@ -30,7 +30,6 @@ from .judging import Judge
 from .lab import Lab, LabError
 from .link import LinkError
 from .machine_kind import machine_kind
-from .nat.profile import Pooling
 from .nat.rules import NatError
 from .nfqueue import QueueError
 from .node import NodeError
@@ -199,9 +198,6 @@ class Run:
     def _needs_something_to_judge(self) -> None:
         if not (self.scenario.tunnels() and self.scenario.clients and self.scenario.servers):
             raise LabError("the scenario needs hosts called client... and server..., and a tunnel between them")
-        for nat in self.scenario.nats_planned.values():
-            if nat.pool and nat.profile.pooling is Pooling.ARBITRARY:
-                raise LabError(f"no check can say beforehand which outside address {nat.name} gives to whom")
         mode = self.options.protection.mode
         if mode not in self.scenario.modes:
             reason = self.scenario.not_supported.get(mode, "it does not say why")

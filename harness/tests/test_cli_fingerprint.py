@@ -7,9 +7,10 @@ import signal
 import subprocess
 import sys
 
+import msgspec
 import pytest
 from lab_world import NAT, World, home
-from nat_survey import outside_addresses
+from nat_survey import outside_addresses, reflecting
 from typer.testing import CliRunner
 
 from natbed.cli import app
@@ -44,6 +45,20 @@ def test_a_user_measures_a_nat_and_gets_a_profile_of_it(tmp_path: pathlib.Path) 
     assert load(file) == NatProfile(
         name="mine", kind=Kind.MASQUERADE, mapping=presets.MASQUERADE.mapping, filtering=presets.MASQUERADE.filtering
     )
+
+
+@pytest.mark.usefixtures("isolated")
+def test_a_user_measures_the_timeouts_too(tmp_path: pathlib.Path) -> None:
+    short = msgspec.structs.replace(presets.MASQUERADE, name="short", udp_timeout=1, udp_timeout_stream=2)
+    file = tmp_path / "short.toml"
+    with home(tmp_path, 1, short) as world, reflecting(world):
+        done = fingerprint(world, "--timeouts", "--longest", "2", "--output", str(file))
+    assert (done.returncode, done.stderr) == (0, "")
+    shown = " ".join(done.stdout.split())
+    assert "timeout, unreplied about 1 s (0.5 to 1.5)" in shown
+    assert "timeout, replied about 2 s (1.5 to 2.5) NAT keepalives at least every 1 s" in shown
+    assert load(file) == short
+    assert "were not measured" not in file.read_text()
 
 
 @pytest.mark.usefixtures("isolated")

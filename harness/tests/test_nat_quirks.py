@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import pathlib
 import select
 import socket
 import struct
@@ -343,3 +344,9 @@ def test_the_damage_keeps_the_checksum_right() -> None:
 def test_only_a_masquerade_with_one_address_has_a_quirk(changes: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="the quirk pin-500 is of a masquerade with one address"):
         quirks.render(msgspec.structs.replace(presets.MASQUERADE, quirk=Quirk.PIN_500, **changes), "w", "l")
+
+
+def test_the_ports_of_split_mappings_are_none_that_a_socket_inside_gets_by_itself() -> None:
+    """What comes back to one is taken for ESP: a client with that source port would never get an answer."""
+    first, last = map(int, pathlib.Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    assert quirks.SPLIT_PORTS[0] > last or quirks.SPLIT_PORTS[1] < first

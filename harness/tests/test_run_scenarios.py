@@ -188,7 +188,10 @@ def test_a_nat_of_which_nobody_can_say_whose_address_is_whose_is_refused(tmp_pat
     options = RunOptions(1, pooled, Protection(), 0, tmp_path, "none")
     record, _ = run(options, find("A"))
     assert record.verdict is Verdict.LAB_BROKEN
-    assert record.reason == "lab: no check can say beforehand which outside address nat gives to whom"
+    assert record.reason == (
+        "lab: carrier-grade gives each flow any of 2 outside addresses (pooling arbitrary), "
+        "so no check can say beforehand whose packets are whose"
+    )
 
 
 # what is broken on purpose

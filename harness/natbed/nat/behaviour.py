@@ -65,7 +65,7 @@ def check_behaviour(subjects: Sequence[Subject], *, timeouts: bool = False, pati
 
 
 def _measure(subject: Subject, timeouts: bool, patience: float) -> dict[str, str]:
-    hosts = [_opener(node, address) for node, address in subject.inside]
+    hosts = [opener_on(node, address) for node, address in subject.inside]
     with subject.outside.call(lambda: Reflector(subject.addresses, PORTS)) as reflector:
         server = (subject.addresses[0], reflector.ports[0])
         surveyor = Surveyor(hosts[0], server, patience, second=hosts[1] if len(hosts) > 1 else None)
@@ -86,7 +86,9 @@ def _declared(profile: NatProfile, timeouts: bool) -> dict[str, str]:
     return declared
 
 
-def _opener(node: NodeLike, address: str) -> Open:
+def opener_on(node: NodeLike, address: str) -> Open:
+    """Opens sockets on an inside host of a lab, at this address of its own."""
+
     def make(port: int) -> socket.socket:
         return node.call(lambda: opener(address)(port))
 

@@ -116,7 +116,7 @@ class Surveyor:
         self._say("filtering: answers from elsewhere")
         filtering = self._filtering(translated)
         self._say("ports: what fresh sockets get")
-        pairs = self._ports()
+        pairs, addresses = self._ports()
         ports = judge_ports(pairs)
         if ports is Ports.PRESERVED and self._overloads():
             ports = Ports.OVERLOADED
@@ -128,6 +128,7 @@ class Surveyor:
             filtering=filtering,
             ports=ports,
             port_samples=tuple(pairs),
+            addresses=tuple(sorted({first.seen[0], *addresses})),
             one_to_one=filtering is Filtering.ENDPOINT_INDEPENDENT and self._reachable(),
             hairpinning=self._hairpinning(),
             zero_checksum=self._zero_checksum(),
@@ -141,7 +142,7 @@ class Surveyor:
             self._other = (self._told or first.other[0], first.other[1])
             mapping, translated = self._mapping(sock, first)
         filtering = self._filtering(translated)
-        ports = judge_ports(self._ports())
+        ports = judge_ports(self._ports()[0])
         return mapping, filtering, Ports.OVERLOADED if ports is Ports.PRESERVED and self._overloads() else ports
 
     def _must(self, sock: socket.socket, server: Endpoint) -> Reflection:
@@ -189,11 +190,13 @@ class Surveyor:
     def _came(self, sock: socket.socket, transaction: bytes) -> bool:
         return await_answer(sock, transaction, self._patience) is not None
 
-    def _ports(self) -> list[tuple[int, int]]:
-        """Inside and outside port of fresh mappings, in order."""
+    def _ports(self) -> tuple[list[tuple[int, int]], set[str]]:
+        """Inside and outside port of fresh mappings, in order; and the outside addresses that they got."""
         with ExitStack() as stack:
             socks = [stack.enter_context(self._inside(0)) for _ in range(SAMPLES)]
-            return [(sock.getsockname()[1], self._must(sock, self._server).seen[1]) for sock in socks]
+            seen = [self._must(sock, self._server).seen for sock in socks]
+            pairs = [(sock.getsockname()[1], port) for sock, (_, port) in zip(socks, seen, strict=True)]
+            return pairs, {address for address, _ in seen}
 
     def _overloads(self) -> bool:
         """Whether two inside hosts with one port show as one outside."""

@@ -4,7 +4,36 @@ from __future__ import annotations
 
 import msgspec
 
-from .profile import Filtering, Hairpinning, Kind, Late, Mapping, NatProfile, Ports, ZeroChecksum
+from .limits import MOST_CONTIGUOUS
+from .profile import Filtering, Hairpinning, Kind, Late, Mapping, NatProfile, Pooling, Ports, ZeroChecksum
+
+UNSEEN = {
+    "name": "a NAT does not say what it is called",
+    "port_range": "a handful of ports does not say where a range ends; where they are contiguous, a block around them "
+    "is taken",
+    "refresh": "it would take several timeouts more, one after the other",
+    "addresses": "a pool that pairs shows one inside host a single address; else as many are taken as were met",
+    "fragments": "the reflector answers with 32 octets, so that nobody can use it to flood others",
+    "forwards": "only the host that a port is forwarded to could see it, by trying all 65,535",
+    "quirk": "it is about IKE and ESP on port 500, which is left alone: that port needs privileges, and may be in use; "
+    "in a lab a check of its own sees it",
+}
+"""What a fingerprint says nothing about, and why; a profile made of one has there what Linux does."""
+
+NOT_ASKED = "this takes as long as it is, and was not asked for"
+_TIMEOUTS = ("udp_timeout", "udp_timeout_stream")
+
+
+def unseen(profile: NatProfile, *, timeouts: bool = True) -> dict[str, str]:
+    """What a fingerprint of a NAT with that profile cannot tell, and why; `timeouts` says whether it measures these."""
+    found = dict(UNSEEN)
+    if profile.filtering in (Filtering.ENDPOINT_INDEPENDENT, Filtering.NONE):
+        found["late"] = "what comes to a mapping is let in, whoever sends it, so nothing is seen to be kept out"
+    if profile.kind is not Kind.MASQUERADE and profile.filtering is not Filtering.ADDRESS_AND_PORT_DEPENDENT:
+        found |= dict.fromkeys(_TIMEOUTS, "nothing that could be forgotten is needed for a packet to arrive")
+    elif not timeouts:
+        found |= dict.fromkeys(_TIMEOUTS, NOT_ASKED)
+    return found
 
 
 class Span(msgspec.Struct, frozen=True):
@@ -36,6 +65,7 @@ class Fingerprint(msgspec.Struct, frozen=True, kw_only=True):
     filtering: Filtering
     ports: Ports
     port_samples: tuple[tuple[int, int], ...]  # inside and outside
+    addresses: tuple[str, ...]  # outside ones of several sockets
     one_to_one: bool
     hairpinning: Hairpinning
     zero_checksum: ZeroChecksum
@@ -52,12 +82,22 @@ class Fingerprint(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(
             usual,
             ports=self.ports,
+            port_range=self._port_range(usual.port_range),
+            addresses=len(self.addresses),
+            pooling=Pooling.ARBITRARY if len(self.addresses) > 1 else Pooling.PAIRED,
             hairpinning=self.hairpinning,
             zero_checksum=self.zero_checksum,
             late=self.late or usual.late,
             udp_timeout=_or_usual(self.udp_timeout, usual.udp_timeout),
             udp_timeout_stream=_or_usual(self.udp_timeout_stream, usual.udp_timeout_stream),
         )
+
+    def _port_range(self, usual: tuple[int, int]) -> tuple[int, int]:
+        """A block of contiguous ports is not seen whole, and what rules can make has an end: the samples' own."""
+        if self.ports is not Ports.CONTIGUOUS:
+            return usual
+        first = max(min(outside for _, outside in self.port_samples) // MOST_CONTIGUOUS * MOST_CONTIGUOUS, usual[0])
+        return first, first + MOST_CONTIGUOUS - 1
 
 
 def _or_usual(span: Span | None, usual: int) -> int:

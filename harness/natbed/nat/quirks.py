@@ -20,7 +20,9 @@ from typing import Protocol
 from .profile import Kind, NatProfile, Quirk
 
 TABLE = "ip natbed_quirk"
-SPLIT_PORTS = (50_000, 50_999)  # that ESP gets where IKE has a mapping of its own
+# That ESP gets where IKE has a mapping of its own. What comes back to them is taken for that, so they are none that
+# Linux (net.ipv4.ip_local_port_range) gives to a socket inside, which the NAT would keep.
+SPLIT_PORTS = (61_000, 61_999)
 DAMAGE = bytes.fromhex("1234edcb5678a987")
 """What a zero marker becomes. Its one's complement sum is that of zeros, so that the UDP checksum stays right."""
 

@@ -52,14 +52,14 @@ class Trials:
 
 
 def idle_times(longest: int) -> list[float]:
-    """Between whole seconds up to a minute, then every 5 s up to five minutes, then every 30 s.
+    """Between whole seconds up to a minute, then every 5 s up to 400 s, then every 30 s.
 
-    Timeouts are whole numbers: 29.5 survived and 30.5 lost is 30.
+    Timeouts are whole numbers: 29.5 survived and 30.5 lost is 30. The longest that is well known is a cloud's, 350 s.
     """
     candidates = [
         *(n + 0.5 for n in range(61)),
-        *(62.5 + 5 * n for n in range(49)),
-        *(315.0 + 30 * n for n in range(111)),
+        *(62.5 + 5 * n for n in range(69)),
+        *(415.0 + 30 * n for n in range(108)),
     ]
     enough = next((n for n, one in enumerate(candidates) if one > longest), len(candidates) - 1)
     return candidates[: enough + 1]
