@@ -11,7 +11,7 @@ COMMANDS := iptables nft ip iperf3 tcpdump tshark conntrack ping ethtool setpriv
 PACKAGES := iptables nftables iproute2 iperf3 tcpdump tshark conntrack iputils-ping ethtool util-linux python3-venv
 PEERS := strongswan-charon strongswan-libcharon strongswan-swanctl libstrongswan libstrongswan-standard-plugins libcharon-extra-plugins
 # Other people's programs that some tests need, COMMAND or COMMAND:PACKAGE; the tests are skipped where they are missing.
-WITNESSES := ike-scan xl2tpd ssh:openssh-client sshd:openssh-server
+WITNESSES := ike-scan xl2tpd ssh:openssh-client sshd:openssh-server turnutils_natdiscovery:coturn
 
 PIP := --quiet --disable-pip-version-check --no-compile -c harness/constraints.txt
 
@@ -107,7 +107,8 @@ witnesses:
 	    { [ "$$(id -u)" = 0 ] && { [ -e $$policy ] || { trap "rm $$policy" EXIT; install -m 755 <(printf '#!/bin/sh\nexit 101\n') $$policy; }; } \
 	    && apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing \
 	    && { [[ ! -d /run/systemd/system || $$missing != *openssh-server* ]] || systemctl disable ssh ssh.socket || true; } \
-	    && { [[ $$missing != *xl2tpd* ]] || update-rc.d xl2tpd disable || true; }; } >/dev/null 2>&1 \
+	    && { [[ $$missing != *xl2tpd* ]] || update-rc.d xl2tpd disable || true; } \
+	    && { [[ $$missing != *coturn* ]] || { update-rc.d coturn disable; deb-systemd-helper disable coturn.service; } || true; }; } >/dev/null 2>&1 \
 	    || echo "missing:$$missing; the tests that need them are skipped"; \
 	fi
 

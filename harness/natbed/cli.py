@@ -1,4 +1,4 @@
-"""`natbed run | shell | matrix | bench | baseline | doctor | conformance | fingerprint | reflector`."""
+"""`natbed run | shell | matrix | bench | baseline | doctor | conformance | fingerprint | reflector | nats`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import typer
 from .bench.cli import app as bench
 from .faults.cli import FaultOption, WithinOption, with_fault
 from .nat.cli import NatOption, fingerprint, profile_of, reflector
+from .nat_proof.cli import nats
 
 if TYPE_CHECKING:
     from .runner import RunOptions
@@ -28,8 +29,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(bench, name="bench")
-app.command()(fingerprint)
-app.command()(reflector)
+for command in (fingerprint, reflector, nats):
+    app.command()(command)
 
 PASSED, FAILED, USAGE, LAB_BROKEN, INTERRUPTED = 0, 1, 2, 3, 130  # exit codes: 1 is a verdict, and nothing else is 1
 
@@ -325,13 +326,7 @@ def _find(name: str) -> type[Scenario]:
 
 
 def _options(
-    clients: int,
-    nat: str,
-    protection: Protection,
-    seconds: int,
-    results: pathlib.Path | None,
-    rekey: str,
-    idle: bool,
+    clients: int, nat: str, protection: Protection, seconds: int, results: pathlib.Path | None, rekey: str, idle: bool
 ) -> RunOptions:
     from .passing_through import unsuitable
     from .results.store import default_folder

@@ -30,7 +30,8 @@ __all__ = [
     "main",
 ]
 
-PUBLIC = ipaddress.IPv4Network("203.0.113.0/24")  # RFC 5737: one /28 for each that is attached to the Internet
+# RFC 5737: one /28 for each that is attached to the Internet, of the first as long as there is one
+PUBLIC = tuple(map(ipaddress.IPv4Network, ("203.0.113.0/24", "198.51.100.0/24", "192.0.2.0/24")))
 PUBLIC_PREFIX = 28
 PROTECTED = ipaddress.IPv4Network("10.99.0.0/24")  # hosts on the Internet: one address each for tunnel traffic
 FIRST_HOST = 11  # the last octet of the first host on a LAN
@@ -74,7 +75,7 @@ class Scenario(mininet.topo.Topo):
         self._gateways: dict[str, GatewayPlan] = {}
         self._lans: dict[str, LanPlan] = {}
         self._internet: InternetPlan | None = None
-        self._public = PUBLIC.subnets(new_prefix=PUBLIC_PREFIX)
+        self._public = (one for block in PUBLIC for one in block.subnets(new_prefix=PUBLIC_PREFIX))
         self._protected = PROTECTED.hosts()
         self._next_on_lan: dict[str, int] = {}
         super().__init__(**parameters)
@@ -296,7 +297,7 @@ class Scenario(mininet.topo.Topo):
             try:
                 network = next(self._public)
             except StopIteration:
-                raise ScenarioError(f"{name}: {PUBLIC} has no network left for it") from None
+                raise ScenarioError(f"{name}: {PUBLIC[-1]} has no network left for it") from None
             gateway, address = str(network[1]), str(network[2])
             self.addLink(
                 name, on.name, address1=f"{address}/{network.prefixlen}", address2=f"{gateway}/{network.prefixlen}"
