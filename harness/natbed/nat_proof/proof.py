@@ -80,8 +80,8 @@ def prove(
     """Build all NATs at once and measure them side by side, in isolation already.
 
     An answer may take `patience` seconds, while all are under way. With `timeouts` these too, which takes as long as
-    the longest is; with `quirks` each quirk by its own check, one after the other. Raises `ProofError`, `WitnessError` or
-    the lab's own errors.
+    the longest is; with `quirks` each quirk by its own check, one after the other. Raises `ProofError`,
+    `WitnessError` or the lab's own errors.
     """
     say(f"building {len(profiles)} NATs")
     with Lab(street := Street(nats=profiles)) as lab:
