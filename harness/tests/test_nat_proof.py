@@ -16,7 +16,7 @@ from natbed.cli import app
 from natbed.nat import presets
 from natbed.nat.measured import unseen
 from natbed.nat.passthrough_presets import PASSTHROUGH
-from natbed.nat.profile import Filtering, Kind, Mapping, NatProfile, Pooling
+from natbed.nat.profile import Filtering, Kind, Late, Mapping, NatProfile, Pooling, ZeroChecksum
 from natbed.nat.profile_file import find, render
 from natbed.nat_proof import proof, report, witness
 from natbed.nat_proof.cli import all_presets
@@ -40,16 +40,24 @@ def soon_forgetting(profile: NatProfile) -> NatProfile:
     return msgspec.structs.replace(profile, udp_timeout=unreplied, udp_timeout_stream=2)
 
 
+# What no preset does, and a fingerprint sees too.
+MORE = [
+    msgspec.structs.replace(
+        presets.FULL_CONE, name="rejecting-cone", late=Late.REJECTED, zero_checksum=ZeroChecksum.DROPPED
+    )
+]
+
+
 @functools.cache  # for two tests; each could do it by itself
 def proofs() -> Sequence[Proof]:
-    nats = list(map(soon_forgetting, all_presets()))
+    nats = list(map(soon_forgetting, [*all_presets(), *MORE]))
     return prove(nats, PATIENCE, timeouts=True, ask_witness=not MISSING, quirks=False)
 
 
 @pytest.mark.usefixtures("isolated")
 def test_the_fingerprint_of_each_preset_is_that_preset_and_makes_the_same_nat_again(tmp_path: pathlib.Path) -> None:
     found = proofs()
-    assert {one.declared.name for one in found} == {*presets.PRESETS, *PASSTHROUGH}
+    assert {one.declared.name for one in found} == {*presets.PRESETS, *PASSTHROUGH, "rejecting-cone"}
     files = []
     for one in found:
         for field in proof.seen(unseen(one.declared)):
@@ -68,7 +76,7 @@ def test_what_no_fingerprint_sees_is_named_with_a_reason_and_is_nothing_else() -
     always = {"name", "port_range", "refresh", "addresses", "fragments", "forwards", "quirk"}
     assert set(unseen(presets.MASQUERADE)) == always
     assert set(unseen(presets.MASQUERADE, timeouts=False)) == always | {"udp_timeout", "udp_timeout_stream"}
-    assert set(unseen(presets.FULL_CONE)) == always | {"late"}
+    assert set(unseen(presets.FULL_CONE)) == always
     for open_to_all in (presets.ONE_TO_ONE, presets.ROUTED):
         assert set(unseen(open_to_all)) == always | {"late", "udp_timeout", "udp_timeout_stream"}
     assert all(unseen(presets.ONE_TO_ONE).values())
@@ -78,7 +86,7 @@ def test_what_no_fingerprint_sees_is_named_with_a_reason_and_is_nothing_else() -
 @pytest.mark.usefixtures("isolated")
 def test_coturns_client_says_the_same_of_each_preset() -> None:
     said = {one.declared.name: one.witness for one in proofs()}
-    assert said == {profile.name: witness.expected(profile) for profile in all_presets()}
+    assert said == {profile.name: witness.expected(profile) for profile in [*all_presets(), *MORE]}
     assert len({str(word) for word in said.values()}) == 7, "as many as it can tell apart"
 
 

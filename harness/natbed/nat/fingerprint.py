@@ -222,7 +222,10 @@ class Surveyor:
                 endpoint=("0.0.0.0", silent.getsockname()[1]),
             )
             speaker.sendto(request.encode(), self._server)
-            return self._came(silent, transaction)
+            if self._came(silent, transaction):
+                return True
+            self._sent.append(transaction)
+            return False
 
     def _hairpinning(self) -> Hairpinning:
         """RFC 4787, 6: two sockets dial each other at their outside endpoints."""

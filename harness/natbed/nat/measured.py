@@ -27,9 +27,8 @@ _TIMEOUTS = ("udp_timeout", "udp_timeout_stream")
 def unseen(profile: NatProfile, *, timeouts: bool = True) -> dict[str, str]:
     """What a fingerprint of a NAT with that profile cannot tell, and why; `timeouts` says whether it measures these."""
     found = dict(UNSEEN)
-    if profile.filtering in (Filtering.ENDPOINT_INDEPENDENT, Filtering.NONE):
-        found["late"] = "what comes to a mapping is let in, whoever sends it, so nothing is seen to be kept out"
     if profile.kind is not Kind.MASQUERADE and profile.filtering is not Filtering.ADDRESS_AND_PORT_DEPENDENT:
+        found["late"] = "whatever comes is let in, so nothing is seen to be kept out"
         found |= dict.fromkeys(_TIMEOUTS, "nothing that could be forgotten is needed for a packet to arrive")
     elif not timeouts:
         found |= dict.fromkeys(_TIMEOUTS, NOT_ASKED)
