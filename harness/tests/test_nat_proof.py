@@ -36,8 +36,8 @@ def soon_forgetting(profile: NatProfile) -> NatProfile:
     """The same with timeouts that a test can wait for: the presets' are 30 to 350 s (`natbed nats --timeouts`)."""
     if profile.kind is not Kind.MASQUERADE:
         return profile
-    unreplied = 2 if profile.udp_timeout == profile.udp_timeout_stream else 1
-    return msgspec.structs.replace(profile, udp_timeout=unreplied, udp_timeout_stream=2)
+    replied = 2 if profile.udp_timeout == profile.udp_timeout_stream else 3
+    return msgspec.structs.replace(profile, udp_timeout=2, udp_timeout_stream=replied)
 
 
 # What no preset does, and a fingerprint sees too.
@@ -51,7 +51,12 @@ MORE = [
 @functools.cache  # for two tests; each could do it by itself
 def proofs() -> Sequence[Proof]:
     nats = list(map(soon_forgetting, [*all_presets(), *MORE]))
-    return prove(nats, PATIENCE, timeouts=True, ask_witness=not MISSING, quirks=False)
+    found = prove(nats, PATIENCE, timeouts=True, ask_witness=not MISSING, quirks=False)
+    # A machine that stands still for half a second measures a wrong timeout; a NAT that has a wrong one has it twice.
+    doubtful = [one.declared for one in found if any(what.startswith("udp_timeout") for what in one.differences)]
+    again = prove(doubtful, PATIENCE, timeouts=True, ask_witness=not MISSING, quirks=False) if doubtful else []
+    by_name = {one.declared.name: one for one in (*found, *again)}
+    return list(by_name.values())
 
 
 @pytest.mark.usefixtures("isolated")
