@@ -111,6 +111,14 @@ def test_run_takes_a_file_for_the_nat_and_says_what_is_wrong_with_it(tmp_path: p
     assert "Traceback" not in shown
 
 
+def test_run_refuses_in_one_line_what_no_rules_make(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "box.toml"
+    file.write_text(GOOD + "udp_timeout = 30\nudp_timeout_stream = 300\n")
+    done = CliRunner().invoke(app, ["run", "A", "--nat", str(file)], env={"COLUMNS": "400"})
+    assert done.exit_code == 2
+    assert "NAT profile box: it remembers mappings apart from flows, which have one timeout" in done.stderr
+
+
 GOOD = 'name = "box"\nkind = "masquerade"\nmapping = "endpoint-independent"\nfiltering = "endpoint-independent"\n'
 
 

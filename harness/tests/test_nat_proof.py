@@ -13,7 +13,7 @@ from nat_survey import surveyed
 from typer.testing import CliRunner
 
 from natbed.cli import app
-from natbed.nat import presets
+from natbed.nat import limits, presets
 from natbed.nat.measured import unseen
 from natbed.nat.passthrough_presets import PASSTHROUGH
 from natbed.nat.profile import Filtering, Kind, Late, Mapping, NatProfile, Pooling, ZeroChecksum
@@ -75,6 +75,8 @@ def test_the_fingerprint_of_each_preset_is_that_preset_and_makes_the_same_nat_ag
     assert not any(unsuitable(profile, Protection()) for profile in files), "natbed run takes them"
     again = prove(files, PATIENCE, ask_witness=False)
     assert [one.differences for one in again] == [[] for _ in files]
+    for one in again:
+        limits.check(one.measured)  # without timeouts too it is one that can be built
 
 
 def test_what_no_fingerprint_sees_is_named_with_a_reason_and_is_nothing_else() -> None:

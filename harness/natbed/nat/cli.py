@@ -132,13 +132,16 @@ def _with_timeouts(found: Fingerprint, *arguments: object) -> Fingerprint:
 
 
 def profile_of(nat: str) -> NatProfile:
-    """What --nat says: a preset's name or a file's. Raises typer.BadParameter."""
+    """What --nat says, a preset's name or a file's, where rules can make it. Raises typer.BadParameter."""
+    from . import limits
     from .profile_file import ProfileError, find
 
     try:
-        return find(nat)
-    except ProfileError as error:
+        profile = find(nat)
+        limits.check(profile)
+    except (ProfileError, ValueError) as error:
         raise typer.BadParameter(str(error), param_hint="--nat") from error
+    return profile
 
 
 def _address(option: str, value: str) -> str:

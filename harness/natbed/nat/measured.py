@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from .limits import MOST_CONTIGUOUS
+from . import limits
 from .profile import Filtering, Hairpinning, Kind, Late, Mapping, NatProfile, Pooling, Ports, ZeroChecksum
 
 UNSEEN = {
@@ -73,12 +73,12 @@ class Fingerprint(msgspec.Struct, frozen=True, kw_only=True):
     udp_timeout_stream: Span | None = None
 
     def profile(self, name: str) -> NatProfile:
-        """What natbed needs to behave like it; what was not measured is what Linux does."""
+        """What natbed needs to behave like it; what was not measured is what Linux does, where rules can make that."""
         kind = Kind.ONE_TO_ONE if self.one_to_one else Kind.MASQUERADE
         if self.mapping is Mapping.NONE:
             return NatProfile(name=name, kind=Kind.NONE, mapping=Mapping.NONE, filtering=Filtering.NONE)
         usual = NatProfile(name=name, kind=kind, mapping=self.mapping, filtering=self.filtering)
-        return msgspec.structs.replace(
+        found = msgspec.structs.replace(
             usual,
             ports=self.ports,
             port_range=self._port_range(usual.port_range),
@@ -90,13 +90,20 @@ class Fingerprint(msgspec.Struct, frozen=True, kw_only=True):
             udp_timeout=_or_usual(self.udp_timeout, usual.udp_timeout),
             udp_timeout_stream=_or_usual(self.udp_timeout_stream, usual.udp_timeout_stream),
         )
+        if self.udp_timeout is None and limits.remembers(found):
+            # such a NAT has one timeout for both; one that was measured otherwise is refused, with that reason
+            return msgspec.structs.replace(found, udp_timeout=found.udp_timeout_stream)
+        return found
 
     def _port_range(self, usual: tuple[int, int]) -> tuple[int, int]:
         """A block of contiguous ports is not seen whole, and what rules can make has an end: the samples' own."""
         if self.ports is not Ports.CONTIGUOUS:
             return usual
-        first = max(min(outside for _, outside in self.port_samples) // MOST_CONTIGUOUS * MOST_CONTIGUOUS, usual[0])
-        return first, first + MOST_CONTIGUOUS - 1
+        first = max(
+            min(outside for _, outside in self.port_samples) // limits.MOST_CONTIGUOUS * limits.MOST_CONTIGUOUS,
+            usual[0],
+        )
+        return first, first + limits.MOST_CONTIGUOUS - 1
 
 
 def _or_usual(span: Span | None, usual: int) -> int:
