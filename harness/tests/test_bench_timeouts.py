@@ -18,7 +18,8 @@ from natbed.bench.timeouts.bench import TimeoutsBench
 from natbed.bench.timeouts.cliff import Cliff
 from natbed.bench.timeouts.options import plan_of
 from natbed.bench.timeouts.pace import Pace
-from natbed.bench.timeouts.record import KEPT, SILENT, TimeoutsRecord
+from natbed.bench.timeouts.record import KEPT, SILENT, STRICT, TimeoutsRecord
+from natbed.bench.timeouts.recovery import RecoveryBench
 from natbed.bench.timeouts.survival import Front, SurvivalBench
 from natbed.bench.timeouts.wire_costs import SIZES, measure_costs
 from natbed.checks import Verdict
@@ -91,6 +92,32 @@ def test_what_keepalives_and_the_marker_cost(tmp_path: pathlib.Path, monkeypatch
         assert one.plain > one.inner + 20
 
 
+def test_traffic_comes_back_and_sooner_where_the_server_follows(tmp_path: pathlib.Path) -> None:
+    """Dead peer detection at an interval of 1 s: the strict server hears nothing of its client until a new phase 1."""
+    bench = RecoveryBench(Pace(SPEED), EspThruNat(), tmp_path, ignore, dpd=1.0, senders=("client",))
+    bench.measure(1, ["port change"])
+    found = {one.policy: one for one in bench.recovery().outages}
+    assert (bench.recovery().dpd, bench.recovery().interval) == (SPEED, 0.01 * SPEED)
+    strict, follows = found.pop(STRICT), found.pop("authenticated")
+    assert not found
+    assert strict.away is not None
+    assert 0.8 * SPEED < strict.away < 5 * SPEED, "an interval until it is asked, and one for the answer"
+    assert follows.away is not None
+    assert follows.away < 0.5 * SPEED
+    assert strict.lost > follows.lost
+    for one in (strict, follows):
+        assert len(set(one.mappings)) == 2, "the mapping has moved"
+        assert re.fullmatch(r"the NAT nat\d rebooted", one.happened)
+
+
+def test_what_does_not_come_back_in_time_is_no_failure(tmp_path: pathlib.Path) -> None:
+    bench = RecoveryBench(Pace(1), EspThruNat(), tmp_path, ignore, within=0.3, dpd=2.0, senders=("client",))
+    bench.measure(1, ["WAN renumbering"])
+    strict = next(one for one in bench.outages if one.policy == STRICT)
+    assert strict.away is None
+    assert strict.lost
+
+
 def only(record: TimeoutsBench) -> TimeoutsRecord:
     """What there is at the end."""
     *_, last = record.run()
@@ -125,7 +152,7 @@ def test_a_nat_that_never_translates_is_a_broken_lab(tmp_path: pathlib.Path, mon
         lab["nat1"].run(["iptables", "-t", "nat", "-F"])
 
     monkeypatch.setattr(Lab, "build", build_and_lose)
-    for part in ("lifetime", "survival", "costs"):
+    for part in ("lifetime", "survival", "costs", "recovery"):
         record = only(TimeoutsBench(plan_of([1.0], 1, [part]), EspThruNat(), tmp_path, ignore))
         assert record.verdict is Verdict.LAB_BROKEN
         assert record.reason == f"{part}: NAT: client1 shows as 192.168.1.11, declared was 203.0.113.2"
@@ -139,7 +166,7 @@ def test_every_part_that_may_be_asked_for_is_there() -> None:
     ("arguments", "said"),
     [
         (["--speed", "60", "--timeout", "30"], "at speed 60 a timeout of 30 s is 0.5 real seconds"),
-        (["--part", "cost"], "'cost'; there are lifetime, survival, costs"),
+        (["--part", "cost"], "'cost'; there are lifetime, survival, costs, recovery"),
         (["--timeout", "soon"], "'soon' is not a valid float"),
         (["--speed", "0"], "it is 1 at least"),
     ],

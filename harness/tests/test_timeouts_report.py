@@ -22,7 +22,9 @@ from natbed.bench.timeouts.record import (
     Between,
     KeepalivesSeen,
     Lifetime,
+    Outage,
     Overhead,
+    Recovery,
     Survival,
     TimeoutsRecord,
     Trial,
@@ -163,6 +165,31 @@ def trial(kind: str, timeout: float, silence: float, void: str = "") -> Trial:
     )
 
 
+def outage(fault: str, policy: str, sender: str, away: float | None, lost: int) -> Outage:
+    return Outage(
+        fault=fault,
+        policy=policy,
+        sender=sender,
+        round=1,
+        client="client1",
+        happened="the NAT nat1 rebooted",
+        lasted=6.0,
+        away=away,
+        lost=lost,
+        sent=900,
+        mappings=["203.0.113.2:500", "203.0.113.2:39"],
+    )
+
+
+OUTAGES = [
+    outage("port change", "strict", "client", 240.0, 400),
+    outage("port change", "strict", "client", 300.0, 500),
+    outage("port change", "authenticated", "client", 0.0, 10),
+    outage("port change", "authenticated", "server", None, 800),
+    outage("port change", "strict", "server", 250.0, 420),
+]
+
+
 def record(**changed: object) -> TimeoutsRecord:
     timeouts = [180.0, 600.0]
     found = TimeoutsRecord(
@@ -171,7 +198,7 @@ def record(**changed: object) -> TimeoutsRecord:
         speed=60.0,
         timeouts=timeouts,
         rounded={"590": 600.0},
-        parts=["lifetime", "survival", "costs"],
+        parts=["lifetime", "survival", "costs", "recovery"],
         machine=MACHINE,
         lifetimes=[
             Lifetime(state=state, configured=one, cliff=Between(low=one, high=one + 4), probes=40)
@@ -211,6 +238,7 @@ def record(**changed: object) -> TimeoutsRecord:
             ),
         ],
         overheads=[Overhead(inner=64, plain=120, in_udp=136, zeros=8)],
+        recovery=Recovery(dpd=180, keepalive=120, within=720, interval=0.6, outages=OUTAGES),
         troubles=[],
         verdict=Verdict.PASSED,
         reason="everything was measured",
@@ -246,6 +274,11 @@ def test_the_tables_say_what_was_measured_and_how_well() -> None:
     assert "idle, behind the NAT 9 261 60 61 60" in text
     assert "busy, behind the NAT 0 0 - - 0" in text
     assert "inner 64 120 136 16 8 5.9" in text
+    at = text.index("port change, client sends 270.0 450 0.0 10")
+    assert text[at + 1] == "240.0 to 300.0"
+    at = text.index("port change, server sends 250.0 420 not within 800")
+    assert text[at + 1 : at + 3] == ["720 s", "1 of 1"]
+    assert "each 0.6 s, which is the resolution. Where the server sends, the client is" in text
     assert "a timeout of 590 s cannot be had at this speed: it was 600 s" in text
     assert "1 of 13 trials said nothing and do not count; one: 0 keepalives passed" in text
     assert any(line.startswith("speed 60: seconds are model seconds, 60 of them a real one;") for line in text)
@@ -279,6 +312,7 @@ def test_plots_show_every_trial_on_its_side_of_the_cliff() -> None:
         "What a tunnel survives with keepalives",
         "What keepalives cost",
         "What ESP in UDP adds to a packet",
+        "Until traffic flows again",
     ]
     silent = plots(record())[1]
     carried, lost, configured = silent.data
@@ -286,7 +320,11 @@ def test_plots_show_every_trial_on_its_side_of_the_cliff() -> None:
     assert list(carried.x) == [90, 162, 300, 540]
     assert list(lost.x) == [216, 720], "the void one is not among them"
     assert list(configured.x) == [180, 600]
-    assert plots(record(lifetimes=[], survival=[], trials=[], costs=[], overheads=[])) == []
+    outages = plots(record())[-1].data
+    assert [one.name for one in outages] == ["strict", "authenticated", "authenticated: not within 720 s"]
+    assert list(outages[0].x) == [240, 300, 250]
+    assert (list(outages[2].x), outages[2].marker.symbol) == ([720], "x")
+    assert plots(record(recovery=None, lifetimes=[], survival=[], trials=[], costs=[], overheads=[])) == []
 
 
 def test_files_are_read_back_and_the_page_needs_no_other(tmp_path: pathlib.Path) -> None:
@@ -301,7 +339,7 @@ def test_files_are_read_back_and_the_page_needs_no_other(tmp_path: pathlib.Path)
     assert "<h2>lifetime of a mapping</h2>" in page
     drawn = re.search(r'id="plots">(.*?)</script>', page, re.DOTALL)
     assert drawn is not None
-    assert len(json.loads(drawn[1])) == 5
+    assert len(json.loads(drawn[1])) == 6
     assert not re.search(r'(src|href)="', page)
 
 

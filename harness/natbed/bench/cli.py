@@ -99,12 +99,14 @@ def timeouts(
         float, typer.Option(help="model seconds in a real one: 60 makes an hour of a NAT's memory a minute")
     ] = 1.0,
     part: Annotated[
-        list[str] | None, typer.Option(metavar="PART", help="lifetime, survival or costs, once or more; default: all")
+        list[str] | None,
+        typer.Option(metavar="PART", help="lifetime, survival, costs or recovery, once or more; default: all"),
     ] = None,
     results: Annotated[pathlib.Path | None, typer.Option(help="where evidence goes; default: results/")] = None,
 ) -> None:
-    """Measure how long NATs remember, what silence tunnels survive behind them, and what keepalives cost.
+    """Measure how long NATs remember, what tunnels survive behind them and how soon, and what keepalives cost.
 
+    After faults (reboot, renumbering, expiry, port change, link flap) the time until traffic flows again is measured.
     Mappings and tunnels are left idle side by side, and the cliffs found by bisection. With --speed all timeouts,
     intervals, lifetimes and waits are so much shorter; what is given and shown are model seconds. A NAT's timeouts are
     whole real seconds, one at least, so at speed 60 they are minutes. The results are tables, a page with plots and

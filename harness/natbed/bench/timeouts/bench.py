@@ -36,12 +36,14 @@ from .record import (
     Trouble,
     conclude,
 )
+from .recovery import RecoveryBench
 from .sections import seconds
 from .wire_costs import measure_costs
 
 NAME = "bench-timeouts"  # of the folder of evidence
 LIMIT = 1.25  # of the longest timeout: how long anything is looked at
 LIFETIME_RESOLUTION, LIFETIME_TOLERANCE = 0.1, 0.5  # seconds, real
+STRIKES = 2  # of each fault, for each policy and sender
 SURVIVAL_RESOLUTION, SURVIVAL_TOLERANCE = 0.7, 1.0
 
 
@@ -62,6 +64,7 @@ class TimeoutsBench:
         self._costs: list[KeepaliveCost] = []
         self._keepalives: list[KeepalivesSeen] = []
         self._overheads: list[Overhead] = []
+        self._recovery: RecoveryBench | None = None
         self._done: list[str] = []
         self._troubles: list[Trouble] = []
 
@@ -99,6 +102,7 @@ class TimeoutsBench:
             costs=self._costs,
             keepalives=self._keepalives,
             overheads=self._overheads,
+            recovery=self._recovery.recovery() if self._recovery else None,
             troubles=self._troubles,
             verdict=verdict,
             reason=reason,
@@ -183,10 +187,16 @@ class TimeoutsBench:
         self._costs = [keepalive_cost(method, self._plan.keepalive) for method in METHODS]
         self._keepalives, self._overheads = measure_costs(self._plan.pace, self._stack, self._folder, self._progress)
 
+    def measure_recovery(self) -> None:
+        """How long traffic stays away after faults. What does not come back in time is a figure too, no failure."""
+        self._recovery = RecoveryBench(self._plan.pace, self._stack, self._folder, self._progress)
+        self._recovery.measure(STRIKES)
+
 
 PARTS: dict[str, Callable[[TimeoutsBench], None]] = {
     "lifetime": TimeoutsBench.measure_lifetimes,
     "survival": TimeoutsBench.measure_survival,
     "costs": TimeoutsBench.measure_costs,
+    "recovery": TimeoutsBench.measure_recovery,
 }
 """By name, in the order in which they are measured."""

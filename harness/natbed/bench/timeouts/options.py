@@ -11,7 +11,7 @@ from .pace import Pace, PaceError
 
 QUIET = Timing(keepalive=0, dpd=0, ike_lifetime=86_400, esp_lifetime=28_800)
 """In model seconds: an implementation that says nothing of its own accord while it is measured."""
-PARTS = ("lifetime", "survival", "costs")
+PARTS = ("lifetime", "survival", "costs", "recovery")
 DEFAULT_TIMEOUTS = (3.0, 5.0, 7.0, 10.0)  # seconds, real
 KEEPALIVE = 20.0  # seconds, model: RFC 3948's default (4), and espthrunat's
 MOST_NATS = 14  # for which the public network has room, beside the server

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from natbed.bench.plots import MARGIN, SERIES_COLOURS
 
-from .record import KINDS, SILENT, Between, TimeoutsRecord, Trial
+from .record import KINDS, POLICIES, SENDERS, SILENT, Between, Recovery, TimeoutsRecord, Trial
 
 HELD, LOST = "#3d8c5f", "#b3261e"
 ROW, TALL = 52, 330  # pixels: of a row of trials, of a plot without rows
@@ -29,6 +29,8 @@ def _plots(record: TimeoutsRecord) -> Iterator[go.Figure]:
         yield _costs(record)
     if record.overheads:
         yield _overheads(record)
+    if record.recovery and record.recovery.outages:
+        yield _recovery(record.recovery)
 
 
 def _cliffs(record: TimeoutsRecord) -> go.Figure:
@@ -135,6 +137,30 @@ def _overheads(record: TimeoutsRecord) -> go.Figure:
     plot.update_yaxes(rangemode="tozero")
     subtitle = "% of each packet on the wire, IP header included; measured"
     return _laid_out(plot, "What ESP in UDP adds to a packet", subtitle, TALL)
+
+
+def _recovery(found: Recovery) -> go.Figure:
+    """A row for each fault and sender, each outage at the time it took; what took too long is on the bound."""
+    faults = dict.fromkeys(one.fault for one in found.outages)
+    labels = [f"{fault}, {sender} sends&nbsp;" for fault in faults for sender in SENDERS]
+    plot = go.Figure()
+    for place, policy in enumerate(POLICIES):
+        for back in (True, False):
+            those = [one for one in found.outages if one.policy == policy and (one.away is not None) == back]
+            if not those:
+                continue
+            plot.add_scatter(
+                x=[found.within if one.away is None else one.away for one in those],
+                y=[f"{one.fault}, {one.sender} sends&nbsp;" for one in those],
+                mode="markers",
+                marker={"size": 10, "color": SERIES_COLOURS[place], "symbol": "circle" if back else "x"},
+                name=policy if back else f"{policy}: not within {found.within:g} s",
+                text=[f"{one.client}: {one.happened}, {one.lost} of {one.sent} lost" for one in those],
+            )
+    plot.update_yaxes(categoryorder="array", categoryarray=labels[::-1], automargin=True)
+    plot.update_xaxes(rangemode="tozero", title="s from the end of the fault")
+    subtitle = f"dead peers are asked for each {found.dpd:g} s, keepalives sent each {found.keepalive:g} s"
+    return _laid_out(plot, "Until traffic flows again", subtitle, ROW // 2 * len(labels) + 60)
 
 
 def _laid_out(plot: go.Figure, title: str, subtitle: str, height: int) -> go.Figure:

@@ -13,6 +13,13 @@ SILENT, KEPT = "without keepalives", "with keepalives"
 KINDS = (SILENT, KEPT)
 """What a tunnel does while nothing is to be carried: nothing, or its initiator sends keepalives."""
 
+STRICT, AUTHENTICATED = "strict", "authenticated"
+POLICIES = (STRICT, AUTHENTICATED)
+"""What ends make of a peer's packets that come from elsewhere: nothing, or they follow those that it has protected."""
+
+SENDERS = ("client", "server")
+"""Whose datagrams go through a tunnel while a fault happens."""
+
 
 class Between(msgspec.Struct, frozen=True, kw_only=True):
     """A cliff: what held at `low` was lost at `high`. Without `high` it held for as long as was looked."""
@@ -110,6 +117,39 @@ class Overhead(msgspec.Struct, frozen=True, kw_only=True):
     zeros: int
 
 
+class Outage(msgspec.Struct, frozen=True, kw_only=True):
+    """One fault under traffic. `away` is the time from its end until traffic flows again, None where that was too long.
+
+    `lasted` is how long the fault itself took, `happened` says what it was, and `mappings` what the tunnel's was on the
+    NAT's outside before and after.
+    """
+
+    fault: str
+    policy: str
+    sender: str
+    round: int
+    client: str
+    happened: str
+    lasted: float
+    away: float | None
+    lost: int
+    sent: int
+    mappings: list[str]
+
+
+class Recovery(msgspec.Struct, frozen=True, kw_only=True):
+    """All outages, and under which conditions: intervals of dead peer detection and keepalives, and the bound.
+
+    `interval` is the time from one datagram of a stream to the next: what comes back is known no better.
+    """
+
+    dpd: float
+    keepalive: float
+    within: float
+    interval: float
+    outages: list[Outage]
+
+
 class Trouble(msgspec.Struct, frozen=True, kw_only=True):
     """What went wrong in one part."""
 
@@ -134,6 +174,7 @@ class TimeoutsRecord(msgspec.Struct, frozen=True, kw_only=True):
     costs: list[KeepaliveCost]
     keepalives: list[KeepalivesSeen]
     overheads: list[Overhead]
+    recovery: Recovery | None
     troubles: list[Trouble]
     verdict: Verdict
     reason: str

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from .costs import METHODS, break_even
-from .record import KINDS, SILENT, Between, Survival, TimeoutsRecord
+from .record import KINDS, POLICIES, SENDERS, SILENT, Between, Outage, Recovery, Survival, TimeoutsRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,8 @@ def _all(record: TimeoutsRecord) -> Iterator[Section]:
     yield _costs(record)
     yield _keepalives(record)
     yield _overheads(record)
+    if record.recovery:
+        yield _recovery(record.recovery, record.speed)
 
 
 def seconds(value: float, speed: float) -> str:
@@ -156,3 +159,44 @@ def _overheads(record: TimeoutsRecord) -> Section:
             for one in record.overheads
         ],
     )
+
+
+def _recovery(found: Recovery, speed: float) -> Section:
+    unit = "ms" if speed < 10 else "s"
+    rows = []
+    for fault in dict.fromkeys(one.fault for one in found.outages):
+        for sender in SENDERS:
+            outages = [one for one in found.outages if (one.fault, one.sender) == (fault, sender)]
+            by_policy = [[one for one in outages if one.policy == policy] for policy in POLICIES]
+            cells = [cell for those in by_policy for cell in (_away(those, found.within, speed), _lost(those))]
+            if outages:
+                rows.append((f"{fault}, {sender} sends", cells))
+    return Section(
+        "until traffic flows again after a fault",
+        "From the fault's end, the median and the extremes, by what the ends make of a\n"
+        "peer's packets from elsewhere; lost: datagrams, from the fault's beginning on.\n"
+        f"Dead peers are asked for each {found.dpd:g} s, keepalives sent each {found.keepalive:g} s; a datagram goes\n"
+        f"each {_short(found.interval, speed)} {unit}, which is the resolution. Where the server "
+        "sends, the client is\nsilent.",
+        [head for policy in POLICIES for head in ((policy, unit), ("lost", "packets"))],
+        rows,
+    )
+
+
+def _away(outages: Sequence[Outage], within: float, speed: float) -> list[str]:
+    if not outages:
+        return ["-"]
+    times = sorted(one.away for one in outages if one.away is not None)
+    if len(times) < len(outages):
+        return ["not within", f"{within:g} s", f"{len(outages) - len(times)} of {len(outages)}"]
+    extremes = f"{_short(times[0], speed)} to {_short(times[-1], speed)}"
+    return [_short(statistics.median(times), speed), *[extremes] * (len(times) > 1)]
+
+
+def _lost(outages: Sequence[Outage]) -> list[str]:
+    return [f"{statistics.median(one.lost for one in outages):.0f}"] if outages else ["-"]
+
+
+def _short(value: float, speed: float) -> str:
+    """Model seconds as milliseconds, or as seconds where a real one is many."""
+    return f"{value * 1000:.0f}" if speed < 10 else f"{value:.1f}"
