@@ -94,18 +94,21 @@ def test_what_keepalives_and_the_marker_cost(tmp_path: pathlib.Path, monkeypatch
 
 def test_traffic_comes_back_and_sooner_where_the_server_follows(tmp_path: pathlib.Path) -> None:
     """Dead peer detection at an interval of 1 s: the strict server hears nothing of its client until a new phase 1."""
-    bench = RecoveryBench(Pace(SPEED), EspThruNat(), tmp_path, ignore, dpd=1.0, senders=("client",))
+    bench = RecoveryBench(Pace(SPEED), EspThruNat(), tmp_path, ignore, dpd=1.0)
     bench.measure(1, ["port change"])
-    found = {one.policy: one for one in bench.recovery().outages}
+    found = {(one.policy, one.sender): one for one in bench.recovery().outages}
     assert (bench.recovery().dpd, bench.recovery().interval) == (SPEED, 0.01 * SPEED)
-    strict, follows = found.pop(STRICT), found.pop("authenticated")
-    assert not found
+    strict, follows = found.pop((STRICT, "client")), found.pop(("authenticated", "client"))
+    asked = found.pop(("authenticated", "server"))
+    assert asked.away is not None, "the server's ESP follows what IKE has seen"
+    assert asked.away < 2.5 * SPEED, "the client's next question"
+    assert [(policy, one.away is not None) for (policy, _), one in found.items()] == [(STRICT, True)]
     assert strict.away is not None
     assert 0.8 * SPEED < strict.away < 5 * SPEED, "an interval until it is asked, and one for the answer"
     assert follows.away is not None
     assert follows.away < 0.5 * SPEED
     assert strict.lost > follows.lost
-    for one in (strict, follows):
+    for one in (strict, follows, asked):
         assert len(set(one.mappings)) == 2, "the mapping has moved"
         assert re.fullmatch(r"the NAT nat\d rebooted", one.happened)
 

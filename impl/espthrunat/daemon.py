@@ -292,6 +292,11 @@ class Daemon:
                 self._plane.send(messages.DeleteSa(child.outbound_spi, Direction.OUTBOUND, child.path))
             case events.SaDeleted(child):
                 self._delete_sas(child)
+            case events.PeerMoved(_, old, new):
+                # The plane knows it already where it was ESP that showed it.
+                for child in self._endpoint.children():
+                    if child.path == new:
+                        self._plane.send(messages.Move(child.inbound_spi, old, new))
             case events.KeepaliveWanted(path, interval):
                 self._keep_alive(path, interval)
             case events.Phase1Keys():

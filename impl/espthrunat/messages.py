@@ -158,6 +158,17 @@ class Rebound(msgspec.Struct, frozen=True, tag="rebound"):
     new: Path
 
 
+class Move(msgspec.Struct, frozen=True, tag="move"):
+    """Daemon to plane: the peer of an inbound SA has proved to IKE that it is at `new` now.
+
+    That SA, if it is still at `old`, and the outbound SAs to there have the path `new` from now on.
+    """
+
+    spi: int
+    old: Path
+    new: Path
+
+
 class Keepalive(msgspec.Struct, frozen=True, tag="keepalive"):
     """Daemon to plane: send a keepalive on this path whenever nothing else was sent for `interval` seconds.
 
@@ -201,7 +212,7 @@ class Stats(msgspec.Struct, frozen=True, tag="stats"):
     more: bool = False
 
 
-ToPlane = Configure | AddSa | DeleteSa | AddPolicy | DeletePolicy | Keepalive | Datagrams | GetStats
+ToPlane = Configure | AddSa | DeleteSa | Move | AddPolicy | DeletePolicy | Keepalive | Datagrams | GetStats
 FromPlane = Ready | Acquire | Expire | Used | Rebound | Datagrams | Stats
 
 MAX_MESSAGE = 200_000  # octets; below the kernel's default socket buffer of 212,992

@@ -34,6 +34,7 @@ from espthrunat.messages import (
     Direction,
     Expire,
     Keepalive,
+    Move,
     Path,
     Rebound,
     SaStats,
@@ -167,6 +168,28 @@ def test_a_fresh_authentic_packet_moves_the_sa(sides: tuple[Namespace, Namespace
         # The daemon may not know yet where the SAs are now.
         left.send(DeleteSa(SPI, IN, HERE.path), DeleteSa(0x3001, OUT, HERE.path), DeleteSa(0x3002, OUT, ELSEWHERE))
         assert left.stats().sas == []
+
+
+@pytest.mark.draft("SEC-4")
+def test_the_sas_go_where_the_daemon_has_seen_their_peer(
+    sides: tuple[Namespace, Namespace], tmp_path: FilePath
+) -> None:
+    here, there = sides
+    with (
+        plane(here, tmp_path, HERE.configure) as left,
+        here.udp(INNER[0], 7) as program,
+        there.udp(OUTER[1], 7777) as new,
+    ):
+        world = Moving(left, rebinding(HERE.sa(IN, SPI)))
+        left.send(Move(SPI, ELSEWHERE, HERE.path))
+        assert world.paths() == {HERE.path}, "it was not there"
+        left.send(Move(SPI, HERE.path, ELSEWHERE))
+        assert world.paths() == {ELSEWHERE}
+        program.sendto(b"to where it is", (INNER[1], 7))
+        assert new.recv(2000).startswith(ESP_MARKER)
+        (packet,) = world.sender.seal([PACKET])
+        new.sendto(ESP_MARKER + packet, OURS)
+        assert program.recv(100) == bytes(72)
 
 
 @pytest.mark.draft("SEC-4", "WIRE-7", "KA-4")

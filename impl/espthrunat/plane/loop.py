@@ -21,6 +21,7 @@ from ..messages import (
     GetStats,
     Keepalive,
     Mode,
+    Move,
     Stats,
     ToPlane,
 )
@@ -171,6 +172,9 @@ class Plane:
             case DeleteSa():
                 self._sadb.delete(message)
                 self._set_mtu()
+            case Move(spi, old, new):
+                if self._sadb.move_from(spi, old, new):
+                    self._keepalives.moved(old, new)
             case AddPolicy():
                 self._add_policy(message)
             case DeletePolicy():

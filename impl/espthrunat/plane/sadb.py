@@ -193,6 +193,13 @@ class SaDatabase:
             self._on_path.setdefault(new, []).extend(moved)
         self.flows.moved(old, new)
 
+    def move_from(self, spi: int, old: Path, new: Path) -> bool:
+        """Move the inbound SA with that SPI which is at `old`, if there is one; whether there was."""
+        found = [inbound for inbound in self._by_spi.get(spi, ()) if inbound.path == old]
+        for inbound in found:
+            self.move(inbound, new)
+        return bool(found)
+
     def find_inbound(self, spi: int, remote: Address, local: Address) -> Inbound | None:
         """The SA of an ESP packet that came from `remote` to `local`: an SA does not move with forged outer headers."""
         return self._inbound.get((spi, remote, local))
