@@ -85,9 +85,7 @@ class RecoveryBench:
             nats = Judge(lab, Protection(), 0).nats()
             if not nats.passed:
                 raise LabError(f"NAT: {nats.reason}")
-            timing = dataclasses.replace(
-                QUIET, dpd=self._pace.model(self._dpd), keepalive=self._pace.model(KEEPALIVE), rebinding="never"
-            )
+            timing = dataclasses.replace(QUIET, dpd=self._pace.model(self._dpd), keepalive=self._pace.model(KEEPALIVE))
             follows = {host: policy for host, (_, policy) in scenario.cells.items()}
             follows.update({server_of(policy): policy for policy in POLICIES})
             settings = {

@@ -170,10 +170,10 @@ def _recovery(found: Recovery, speed: float) -> Section:
             by_policy = [[one for one in outages if one.policy == policy] for policy in POLICIES]
             cells = [cell for those in by_policy for cell in (_away(those, found.within, speed), _lost(those))]
             if outages:
-                rows.append((f"{fault}, {sender} sends", cells))
+                rows.append((f"{fault}, {sender}", cells))
     return Section(
         "until traffic flows again after a fault",
-        "From the fault's end, the median and the extremes, by what the ends make of a\n"
+        "By who sends. From the fault's end, median and extremes, by what the ends make of a\n"
         "peer's packets from elsewhere; lost: datagrams, from the fault's beginning on.\n"
         f"Dead peers are asked for each {found.dpd:g} s, keepalives sent each {found.keepalive:g} s; a datagram goes\n"
         f"each {_short(found.interval, speed)} {unit}, which is the resolution. Where the server "
