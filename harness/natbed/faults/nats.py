@@ -80,7 +80,9 @@ class WanRenumber:
             nat.restore_routes()  # the kernel takes them away with the address
             nat.public_address = nat.address = str(new.ip)
             _forget_all(nat)
-        nat.translate()  # rules that remember mappings have the address in them
+        nat.translate()  # rules that remember mappings have the address in them; they verify that no others are there
+        with _off(nat):  # what came through just now was translated by the old ones
+            _forget_all(nat)
         found = nat.addresses(nat.wan)
         if found != [str(new)] or _gateway(nat) != gateway:
             raise FaultError(f"{nat.name} has {', '.join(found)} and the gateway {_gateway(nat)} instead of {new}")
