@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import natbed.scenario
 from natbed.nat import presets
+from natbed.nat.passthrough_presets import PASSTHROUGH
 from natbed.nat.profile import NatProfile
 from natbed.scenario import Scenario, Tunnel
 
@@ -19,7 +20,7 @@ class ClientsBehindOneNat(Scenario):
     letter = "A"
     title = "clients behind one NAT"
     requirements = ("A",)
-    nats = ("masquerade", "one-to-one", "symmetric", "full-cone", "carrier-grade")
+    nats = ("masquerade", "one-to-one", "symmetric", "full-cone", "carrier-grade", *PASSTHROUGH)
     carries = ("l2tp",)
 
     def build(self, clients: int = 2, nat: NatProfile = presets.MASQUERADE) -> None:

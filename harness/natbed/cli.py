@@ -147,7 +147,7 @@ def matrix(
     ] = None,
     results: Results = None,
 ) -> None:
-    """Run scenarios in all their variations: mode, suite, phase 1, clients, NAT, rekey.
+    """Run scenarios in all their variations: mode, suite, phase 1, clients, NAT, rekey, fault, impairment.
 
     Across machines, in pytest-xdist's terms: --tx ssh=root@host1//python=/path/to/.venv/bin/python --tx 2*ssh=... is a
     worker on one and two on another; --tx popen is one here. Such a machine needs the same version of natbed, what

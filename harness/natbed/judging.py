@@ -26,6 +26,7 @@ from .conntrack import Mapping, udp_mappings
 from .expectation import wire_expectation
 from .faults.base import Fault, Scene
 from .idling import NatsOfALab, forgets
+from .impairing import judge_impaired
 from .isolation import runtime_directory
 from .lab import Lab
 from .nat.behaviour import check_behaviour
@@ -38,7 +39,7 @@ from .probes import probes, subjects
 from .recovering import judge_recovery
 from .results.summary import row_names
 from .settings import Protection
-from .stacks.base import Daemons, TunnelStatus
+from .stacks.base import Daemons, Timing, TunnelStatus
 from .turns import alone
 
 AUDITS_AT_ONCE = 2  # each a tshark, which takes a processor
@@ -141,16 +142,28 @@ class Judge:
 
     def idle_without_keepalives(self, daemons: Daemons) -> CheckResult:
         """All tunnels at once, made anew by initiators that send none."""
-        statuses = {name: {s.name: s for s in daemon.status()} for name, daemon in daemons.items()}
-        found = {tunnel.name: statuses[tunnel.responder].get(tunnel.name) for tunnel in self._scenario.tunnels()}
-        responders = {name: status for name, status in found.items() if status}
-        tunnels = self._idle_tunnels(self._rekey_targets(daemons, self._conversations(responders)))
+        tunnels = self._idle_tunnels(self._targets_now(daemons))
         return check_forgotten(tunnels, NatsOfALab(self._lab), one_flow=self._transport)
 
     def recovery(self, daemons: Daemons, fault: Fault, evidence: pathlib.Path, within: float) -> CheckResult:
         """Whether traffic comes back within so many seconds after the fault, in all tunnels."""
-        targets, scene = self._rekey_targets(daemons, self.conversations()), Scene(self._lab, daemons)
+        targets, scene = self._targets_now(daemons), Scene(self._lab, daemons)
         return judge_recovery(scene, fault, targets, evidence, one_flow=self._transport, within=within)
+
+    def impaired(self, daemons: Daemons, words: str, timing: Timing) -> CheckResult:
+        """What the first tunnel is good for, begun anew with that timing while its way is impaired so."""
+
+        def target() -> RekeyTarget:
+            return self._targets_now(daemons)[0]
+
+        return judge_impaired(self._lab, daemons, target, words, timing, one_flow=self._transport)
+
+    def _targets_now(self, daemons: Daemons) -> list[RekeyTarget]:
+        """With the addresses by which responders know their clients now, in tunnels that have been made anew."""
+        statuses = {name: {s.name: s for s in daemon.status()} for name, daemon in daemons.items()}
+        found = {tunnel.name: statuses[tunnel.responder].get(tunnel.name) for tunnel in self._scenario.tunnels()}
+        responders = {name: status for name, status in found.items() if status}
+        return self._rekey_targets(daemons, self._conversations(responders))
 
     def _idle_tunnels(self, targets: list[RekeyTarget]) -> list[IdleTunnel]:
         return [

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import enum
-import inspect
 import itertools
+import math
 import pathlib
 import tomllib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
-from .nat.presets import PRESETS
-from .runner import RunOptions
+from .matrix_cells import NO_FAULT, UNIMPAIRED, Cell
+from .matrix_rules import RULES, Exclusion, Value
+from .nat.passthrough_presets import PASSTHROUGH
 from .scenario import Scenario, ScenarioError
-from .settings import Protection
 from .topology_files import scenarios_of, topology_files
+
+__all__ = [
+    "TABLE",
+    "Axes",
+    "Cell",
+    "Exclusion",
+    "Extent",
+    "Matrix",
+    "MatrixError",
+    "load_axes",
+    "pairs",
+    "pairwise",
+    "scenarios_in",
+]
 
 TABLE = pathlib.Path(__file__).with_name("matrix.toml")
 
@@ -31,7 +44,8 @@ class Extent(enum.StrEnum):
     SMOKE = "smoke"
     """Every scenario in every mode once."""
     DEFAULT = "default"
-    """Every pair of values that can occur, in as few cells as a greedy choice finds."""
+    """All that `pairs` says: every pair of values that can occur, faults and impairments in each mode, IPsec-aware NATs
+    once; in as few cells as a greedy choice finds."""
     FULL = "full"
     """Every cell."""
 
@@ -45,79 +59,8 @@ class Axes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     clients: tuple[int, ...]
     nat: tuple[str, ...]
     rekey: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One value of each axis: one way to run a scenario."""
-
-    scenario: str
-    mode: str
-    esp: str
-    phase1: str
-    clients: int
-    nat: str
-    rekey: str
-
-    @property
-    def values(self) -> tuple[str, ...]:
-        """As words, in the order of the axes."""
-        return tuple(str(getattr(self, field.name)) for field in fields(self))
-
-    @property
-    def id(self) -> str:
-        """Its name, the same in every matrix: A-tunnel-aes128gcm16-main-psk-2-masquerade-both."""
-        return "-".join(self.values)
-
-    def options(self, seconds: int, results: pathlib.Path) -> RunOptions:
-        """How `natbed.runner.Run` is told; `seconds` is the length of each iperf3 measurement."""
-        exchange, _, authentication = self.phase1.partition("-")
-        protection = Protection(esp_suite=self.esp, mode=self.mode, exchange=exchange, authentication=authentication)
-        return RunOptions(self.clients, PRESETS[self.nat], protection, seconds, results, self.rekey)
-
-
-@dataclass(frozen=True, slots=True)
-class Exclusion:
-    """Values that do not go together, and why."""
-
-    what: str
-    reason: str
-
-
-Rule = Callable[[type[Scenario], Cell], Exclusion | None]
-
-
-def _mode(scenario: type[Scenario], cell: Cell) -> Exclusion | None:
-    if cell.mode in scenario.modes:
-        return None
-    reason = scenario.not_supported.get(cell.mode, "the scenario does not have this mode")
-    return Exclusion(f"{cell.scenario}, {cell.mode}", reason)
-
-
-def _clients(scenario: type[Scenario], cell: Cell) -> Exclusion | None:
-    counts = scenario.client_counts if _varies(scenario, "clients") else scenario.client_counts[:1]
-    if cell.clients in counts:
-        return None
-    if len(counts) == 1:
-        reason = "the number of its clients does not vary"
-    else:
-        reason = f"it is made for {_listed(counts)} clients"
-    return Exclusion(f"{cell.scenario}, clients: {cell.clients}", reason)
-
-
-def _nat(scenario: type[Scenario], cell: Cell) -> Exclusion | None:
-    nats = scenario.nats if _varies(scenario, "nat") else scenario.nats[:1]
-    if cell.nat in nats:
-        return None
-    reason = f"its NATs can be {_listed(nats)}" if len(nats) > 1 else "what its NATs do does not vary"
-    return Exclusion(f"{cell.scenario}, NAT: {cell.nat}", reason)
-
-
-def _varies(scenario: type[Scenario], parameter: str) -> bool:
-    return parameter in inspect.signature(scenario.build).parameters
-
-
-RULES: tuple[Rule, ...] = (_mode, _clients, _nat)
+    fault: tuple[str, ...] = (NO_FAULT,)
+    impairment: tuple[str, ...] = (UNIMPAIRED,)
 
 
 class Matrix:
@@ -135,17 +78,30 @@ class Matrix:
             self._add(scenario)
 
     def _add(self, scenario: type[Scenario]) -> None:
-        axes = [getattr(self.axes, field) for field in self.axes.__struct_fields__]
-        before = len(self.cells)
-        for values in itertools.product(*axes):
-            cell = Cell(scenario.letter, *values)
-            exclusion = next((found for rule in RULES if (found := rule(scenario, cell))), None)
-            if exclusion is None:
-                self.cells.append(cell)
-            else:
-                self.left_out[exclusion] = self.left_out.get(exclusion, 0) + 1
-        if len(self.cells) == before:
+        axes: dict[str, tuple[Value, ...]] = msgspec.structs.asdict(self.axes)
+        found = list(self._possible(scenario, axes, {}))
+        if not found:
             raise MatrixError(f"{scenario.letter}: the matrix has no cell for it; its axes are in {TABLE.name}")
+        places = [{value: n for n, value in enumerate(values)} for values in axes.values()]
+        found.sort(key=lambda values: [place[values[name]] for name, place in zip(axes, places, strict=True)])
+        self.cells += [Cell(scenario.letter, **values) for values in found]  # type: ignore[arg-type]
+
+    def _possible(
+        self, scenario: type[Scenario], axes: dict[str, tuple[Value, ...]], known: dict[str, Value]
+    ) -> Iterator[dict[str, Value]]:
+        """The axes that rules look at first: what is left out is so before all that it would be multiplied by."""
+        left = [name for name in (*RULES, *(name for name in axes if name not in RULES)) if name not in known]
+        if not left:
+            yield known
+            return
+        name, *others = left
+        for value in axes[name]:
+            values = {**known, name: value}
+            if exclusion := RULES[name](scenario, values) if name in RULES else None:
+                count = math.prod(len(axes[other]) for other in others)
+                self.left_out[exclusion] = self.left_out.get(exclusion, 0) + count
+            else:
+                yield from self._possible(scenario, axes, values)
 
     def take(self, extent: Extent) -> list[Cell]:
         """The cells of that extent, the same ones in the same order each time."""
@@ -171,15 +127,31 @@ class Matrix:
         return list(first.values())
 
 
+Pair = tuple[str, object, str, object]  # two axes, each with its value
+
+
+def pairs(cell: Cell) -> Iterator[Pair]:
+    """What the default matrix owes to that cell.
+
+    A cell with a fault or an impairment is an ordinary one with something more at its end, so that it costs no cell
+    more. What that is makes no difference to suites, phase 1 and rekeys, which it finds begun anew: each is met in each
+    mode. Behind an IPsec-aware NAT nothing is looked at but how clients fare: each is met once, and stands for no pair
+    of anything else. `--full` has all of them with everything.
+    """
+    if cell.nat in PASSTHROUGH:
+        yield "scenario", cell.scenario, "nat", cell.nat
+        return
+    yield from ((*one, *other) for one, other in itertools.combinations(cell.ordinary, 2))
+    if cell.fault != NO_FAULT:
+        yield "mode", cell.mode, "fault", cell.fault
+    if cell.impairment != UNIMPAIRED:
+        yield "mode", cell.mode, "impairment", cell.impairment
+
+
 def pairwise(cells: Sequence[Cell]) -> list[Cell]:
-    """Few of the cells, with every pair of two axes' values that any of them has: the one with most new pairs next."""
-    numbers: dict[tuple[int, str, int, str], int] = {}
-    masks = []
-    for cell in cells:
-        mask = 0
-        for (i, one), (j, other) in itertools.combinations(enumerate(cell.values), 2):
-            mask |= 1 << numbers.setdefault((i, one, j, other), len(numbers))
-        masks.append(mask)
+    """Few of the cells, with every pair that is owed to any of them: the one with most new pairs next."""
+    numbers: dict[Pair, int] = {}
+    masks = [sum(1 << numbers.setdefault(pair, len(numbers)) for pair in pairs(cell)) for cell in cells]
     missing = (1 << len(numbers)) - 1
     chosen = []
     while missing:
@@ -211,8 +183,3 @@ def scenarios_in(folder: pathlib.Path) -> list[type[Scenario]]:
     if not found:
         raise MatrixError(f"{folder}: no scenarios there")
     return sorted(found, key=lambda scenario: scenario.letter)
-
-
-def _listed(values: Iterable[object]) -> str:
-    *most, last = [str(value) for value in values]
-    return f"{', '.join(most)} or {last}" if most else last

@@ -33,6 +33,13 @@ class RunOptions:
     idle: bool = True  # where SAs are rekeyed, also after nothing has passed for longer than NATs remember
     fault: str = ""  # happens at the end, under traffic; as the command line has it
     within: float = WITHIN  # seconds in which traffic must come back then
+    anew: bool = False  # tunnels are begun anew for a fault, so that nothing need be left out before it
+    impairment: str = ""  # of the first tunnel's way, while all are begun anew at the end; as the shell has it
+
+    @property
+    def timing_anew(self) -> Timing:
+        """Of initiators that are begun anew for what goes wrong: as before a fault."""
+        return self.before_a_fault().timing
 
     @property
     def idles(self) -> bool:

@@ -43,9 +43,18 @@ from .scenario import Scenario
 from .settings import host_settings, identity
 from .stacks.base import Daemon, Stack, StackError
 from .stacks.espthrunat import EspThruNat
-from .tunnels import EndedBadlyError, connect, running, start_anew
+from .tunnels import EndedBadlyError, begin_all, connect, end_all, running, start_anew
 
-__all__ = ["LAB_ERRORS", "NAT_AGAIN", "Run", "RunOptions", "conclude", "planned_fault", "run_scenario"]
+__all__ = [
+    "LAB_ERRORS",
+    "NAT_AGAIN",
+    "Run",
+    "RunOptions",
+    "conclude",
+    "planned_fault",
+    "planned_scenario",
+    "run_scenario",
+]
 
 NAT_AGAIN = "NAT, once more"  # the check of NATs that were good, where something has failed behind them since
 # An OSError is the lab's: a program that is not there, a route that is refused. A stack reports its own as StackError.
@@ -76,9 +85,9 @@ class Run:
         self, scenario: type[Scenario], options: RunOptions, progress: Progress, stack: Stack | None = None
     ) -> None:
         self.fault = planned_fault(scenario, options)
-        self.options = options if self.fault is None else options.before_a_fault()
+        self.options = options if self.fault is None or options.anew else options.before_a_fault()
         self.stack = stack or EspThruNat()
-        self.scenario = scenario(**_parameters(scenario, options))
+        self.scenario = planned_scenario(scenario, options)
         if declared(self.scenario) is not None:
             self.options = self.options.behind_a_quirk()
         self.started = datetime.datetime.now().astimezone()
@@ -88,7 +97,7 @@ class Run:
         self._baseline = baseline.load(options.baseline) if options.seconds and options.baseline else None
         self.checks: list[CheckResult] = []
         self.notes: list[str] = []
-        if options.idles and self.fault is not None:
+        if options.idles and not self.options.idles:
             self.notes.append("the tunnels were not left idle, since a fault was to come")
         self.hosts: list[HostRecord] = []
         self.connect_seconds: dict[str, float] = {}
@@ -160,7 +169,14 @@ class Run:
                 silent = dataclasses.replace(self.options.usual_timing, keepalive=0, dpd=0)
                 start_anew(self.scenario.tunnels(), daemons, silent)
                 self.checks.append(self.judge.idle_without_keepalives(daemons))
+            if self.options.impairment:
+                self._progress(f"beginning anew under impairment: {self.options.impairment}")
+                timing = self.options.timing_anew
+                self.checks.append(self.judge.impaired(daemons, self.options.impairment, timing))
             if self.fault is not None:
+                if self.options.anew:
+                    end_all(self.scenario.tunnels(), daemons)
+                    begin_all(self.scenario.tunnels(), daemons, self.options.timing_anew)
                 self._progress(f"under traffic: {self.options.fault or 'the scenario has a timeline'}")
                 self._struck = True
                 self.checks.append(self.judge.recovery(daemons, self.fault, self.folder, self.options.within))
@@ -314,10 +330,15 @@ class Run:
         )
 
 
+def planned_scenario(scenario: type[Scenario], options: RunOptions) -> Scenario:
+    """The scenario as a run with these options has it."""
+    return scenario(**_parameters(scenario, options))
+
+
 def planned_fault(scenario: type[Scenario], options: RunOptions) -> Fault | None:
     """The fault of a run with these options, or the scenario's timeline, if there is any. Raises `FaultNameError`."""
     if options.fault:
-        return parse(options.fault, scenario(**_parameters(scenario, options)))
+        return parse(options.fault, planned_scenario(scenario, options))
     return Timeline(tuple(scenario.timeline)) if scenario.timeline else None
 
 

@@ -67,6 +67,21 @@ def start_anew(tunnels: Sequence[Tunnel], daemons: Daemons, timing: Timing) -> N
     connect(tunnels, daemons)
 
 
+def end_all(tunnels: Sequence[Tunnel], daemons: Daemons) -> None:
+    """End all in order, responders last: nothing is left of what was. Raises StackError."""
+    initiators = dict.fromkeys(tunnel.initiator for tunnel in tunnels)
+    with ThreadPoolExecutor(len(daemons)) as pool:
+        list(pool.map(lambda name: daemons[name].stop(), initiators))
+        list(pool.map(lambda name: daemons[name].stop(), daemons.keys() - initiators))
+
+
+def begin_all(tunnels: Sequence[Tunnel], daemons: Daemons, timing: Timing) -> dict[str, float]:
+    """Start all that have ended, with that timing, and connect: the seconds of each tunnel. Raises StackError."""
+    with ThreadPoolExecutor(len(daemons)) as pool:
+        list(pool.map(lambda name: daemons[name].restart(timing), daemons))
+    return connect(tunnels, daemons)
+
+
 def _up(tunnels: Sequence[Tunnel], daemons: Daemons) -> set[tuple[str, str]]:
     """What is up at responders: host and tunnel."""
     return {(host, status.name) for host in {t.responder for t in tunnels} for status in daemons[host].status()}

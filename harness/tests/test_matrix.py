@@ -10,8 +10,10 @@ import pytest
 
 from natbed import matrix
 from natbed.matrix import Axes, Cell, Extent, Matrix, MatrixError, load_axes, pairwise, scenarios_in
+from natbed.matrix_cells import NO_FAULT, UNIMPAIRED
 from natbed.matrix_select import Choice, select
 from natbed.nat import presets
+from natbed.nat.passthrough_presets import PASSTHROUGH
 from natbed.nat.presets import PRESETS
 from natbed.nat.profile import NatProfile
 from natbed.scenario import Scenario
@@ -206,7 +208,7 @@ def test_a_choice_is_of_its_extent_or_of_the_cells_that_it_names(small: Matrix) 
 
 def test_the_table_has_all_that_the_scenarios_can_vary() -> None:
     axes = load_axes()
-    assert set(axes.nat) <= set(PRESETS)
+    assert set(axes.nat) <= {*PRESETS, *PASSTHROUGH}
     for scenario in load_scenarios():
         assert set(scenario.modes) <= set(axes.mode)
         assert set(scenario.client_counts) <= set(axes.clients)
@@ -218,7 +220,86 @@ def test_the_projects_matrix_has_every_scenario_in_every_mode_that_it_supports()
     chosen = Matrix(scenarios).take(Extent.DEFAULT)
     wanted = {(scenario.letter, mode) for scenario in load_scenarios() for mode in scenario.modes}
     assert {(cell.scenario, cell.mode) for cell in chosen} == wanted
-    assert len(chosen) < 100
+
+
+@pytest.fixture(scope="module")
+def project() -> Matrix:
+    return Matrix(scenarios_in(topologies_directory()))
+
+
+def ordinary(cell: Cell) -> tuple[str, ...]:
+    return cell.values[:7]
+
+
+def test_the_projects_default_has_all_ordinary_pairs_and_no_more_cells_than_they_need(project: Matrix) -> None:
+    chosen = [cell for cell in project.take(Extent.DEFAULT) if cell.nat not in PASSTHROUGH]
+    known = [cell for cell in project.cells if cell.nat not in PASSTHROUGH]
+
+    def found(cells: Iterable[Cell]) -> set[object]:
+        return {pair for cell in cells for pair in itertools.combinations(enumerate(ordinary(cell)), 2)}
+
+    assert found(chosen) == found(known)
+    plain = [cell for cell in known if (cell.fault, cell.impairment) == (NO_FAULT, UNIMPAIRED)]
+    assert len(chosen) <= len(pairwise(plain)) + 2, "what goes wrong comes at the end of cells that there are anyway"
+    assert len(project.take(Extent.DEFAULT)) <= 58
+
+
+def test_the_projects_default_has_each_fault_and_impairment_in_each_mode(project: Matrix) -> None:
+    chosen, axes = project.take(Extent.DEFAULT), project.axes
+    wrong = {(cell.mode, cell.fault) for cell in chosen} | {(cell.mode, cell.impairment) for cell in chosen}
+    assert wrong == set(itertools.product(axes.mode, (*axes.fault, *axes.impairment)))
+    assert not [cell for cell in project.cells if cell.fault != NO_FAULT and cell.impairment != UNIMPAIRED]
+
+
+def test_the_projects_default_has_each_ipsec_aware_nat_once_and_nothing_else_with_it(project: Matrix) -> None:
+    chosen = [cell for cell in project.take(Extent.DEFAULT) if cell.nat in PASSTHROUGH]
+    assert sorted(cell.nat for cell in chosen) == sorted(PASSTHROUGH)
+    assert {cell.clients for cell in chosen} == {2}, "alone, a client has nobody to be mistaken for"
+    for cell in project.cells:
+        assert (cell.rekey == "none") == (cell.nat in PASSTHROUGH)
+        if cell.nat in PASSTHROUGH:
+            assert (cell.mode, cell.fault, cell.impairment) == ("tunnel", NO_FAULT, UNIMPAIRED)
+
+
+def test_the_projects_smoke_has_nothing_that_goes_wrong_and_no_ipsec_aware_nat(project: Matrix) -> None:
+    smoke = project.take(Extent.SMOKE)
+    assert len(smoke) == sum(len(scenario.modes) for scenario in load_scenarios())
+    assert {(cell.nat in PASSTHROUGH, cell.fault, cell.impairment) for cell in smoke} == {(False, NO_FAULT, UNIMPAIRED)}
+
+
+def test_each_fault_and_impairment_of_the_table_can_be_in_each_scenario_but_for_what_is_said(project: Matrix) -> None:
+    left_out = {one.what: one.reason for one in project.left_out}
+    assert {what: left_out[what] for what in left_out if ", fault: " in what or ", impairment: " in what} == {
+        "A, fault: renumber": "no NAT of this scenario has an address for many",
+        "D, fault: renumber": "no NAT of this scenario has an address for many",
+        "D, fault: kill-server": "no host with a tunnel 'server'; there are client1, server1, server2",
+        "F, fault: kill-server": "no host with a tunnel 'server'; there are homegw, corpgw",
+        "F1, fault: kill-server": "no host with a tunnel 'server'; there are homegw, corpgw",
+    }
+    assert "tunnel mode" in left_out["A, transport, NAT: ipsec-passthrough-pin-500"]
+    assert left_out["A, a fault and an impairment"].startswith("one thing at a time")
+    assert left_out["A, rekey: none, NAT: any other"]
+
+
+@pytest.mark.parametrize("expression", ["reboot and A", "kill and server", "loss*", "pin and 500", "*-forge"])
+def test_what_goes_wrong_can_be_selected(project: Matrix, expression: str) -> None:
+    chosen = select(project.cells, expression, project.cells)
+    assert chosen
+    assert len(chosen) < len(project.cells) / 10
+    one = chosen[len(chosen) // 2]
+    assert project.named([one.id]) == [one]
+
+
+def test_a_cell_of_a_fault_or_an_impairment_says_so(project: Matrix, tmp_path: pathlib.Path) -> None:
+    rest = ("aes128gcm16", "main-psk", 2, "masquerade", "both")
+    struck = Cell("A", "tunnel", *rest, fault="kill-server")
+    impaired = Cell("A", "transport", *rest, impairment="delay-20ms-jitter-5ms")
+    assert struck.id == "A-tunnel-aes128gcm16-main-psk-2-masquerade-both-kill-server"
+    assert project.named([struck.id, impaired.id]) == [struck, impaired]
+    options = struck.options(0, tmp_path)
+    assert (options.fault, options.impairment, options.anew, options.idles) == ("kill server", "", True, True)
+    options = impaired.options(0, tmp_path)
+    assert (options.fault, options.impairment) == ("", "delay 20ms jitter 5ms")
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from run_world import check, commands, passed, run
 
 from natbed.checks import Verdict
 from natbed.nat import presets
+from natbed.nat.passthrough_presets import PASSTHROUGH
 from natbed.nat.profile import Pooling
 from natbed.results.record import RunRecord
 from natbed.runner import Run, RunOptions
@@ -174,7 +175,7 @@ def test_every_scenario_says_why_it_lacks_a_mode() -> None:
     for scenario in scenarios:
         assert set(scenario.modes) | set(scenario.not_supported) == set(MODES)
         assert not set(scenario.modes) & set(scenario.not_supported)
-        assert set(scenario.nats) <= set(presets.PRESETS)
+        assert set(scenario.nats) <= {*presets.PRESETS, *PASSTHROUGH}
 
 
 def test_a_mode_that_a_scenario_lacks_is_refused_with_its_reason(tmp_path: pathlib.Path) -> None:
