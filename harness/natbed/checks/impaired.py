@@ -8,7 +8,6 @@ and that a rekey loses nothing, is asked of links that lose nothing.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Sequence
 
@@ -21,7 +20,7 @@ from .connectivity import tcp
 from .flows import End, Flow, FlowError, LabError
 from .sa_pairs import RekeyTarget
 from .streams import Reception, judge_stream
-from .tunnel_streams import begin, finish, open_streams
+from .tunnel_streams import begin, tunnel_streams
 
 NAME = "impaired"
 DATAGRAMS = 300  # of each stream that must arrive
@@ -42,22 +41,14 @@ def check_impaired(
     server = End(target.server, target.server_address, target.server_seen)
     ways = [(client, server)] if one_flow else [(client, server), (server, client)]
     flows = [tcp(*way, _TCP_OCTETS, _TCP_SECONDS) for way in ways]
-    with contextlib.ExitStack() as stack:
-        try:
-            streams = open_streams(stack, [target], one_flow=one_flow)
-        except LabError as error:
-            return CheckResult(name=name, verdict=Verdict.LAB_BROKEN, reason=str(error))
-        stack.callback(finish, streams)
-        try:
-            begin(streams, one_flow=one_flow)
-            for stream in streams:
-                stream.await_arrivals(DATAGRAMS)
-        except FlowError as error:
-            return CheckResult(name=name, verdict=Verdict.FAILED, reason=f"{what}: {error}")
-        finish(streams)
-        if unread := sum(stream.unread for stream in streams):
-            reason = f"the lab was too slow to read {unread} datagrams"
-            return CheckResult(name=name, verdict=Verdict.LAB_BROKEN, reason=reason)
+    try:
+        with tunnel_streams([target], one_flow=one_flow) as streams:
+            try:
+                begin(streams, one_flow=one_flow, lead=DATAGRAMS)
+            except FlowError as error:
+                return CheckResult(name=name, verdict=Verdict.FAILED, reason=f"{what}: {error}")
+    except LabError as error:
+        return CheckResult(name=name, verdict=Verdict.LAB_BROKEN, reason=str(error))
     received = [judge_stream(stream.name, stream.sent, stream.arrivals) for stream in streams]
     return _conclude(name, what, flows, received, impairment)
 
