@@ -281,7 +281,8 @@ def test_the_tables_say_what_was_measured_and_how_well() -> None:
     assert text[at + 1] == "240.0 to 300.0"
     at = text.index("port change, server 250.0 420 not within 800")
     assert text[at + 1 : at + 3] == ["720 s", "1 of 1"]
-    assert "each 0.6 s, which is the resolution. Where the server sends, the client is" in text
+    assert "for each 180 s, keepalives sent each 120 s; a datagram goes each" in text
+    assert "0.6 s, which is the resolution." in text
     assert "a timeout of 590 s cannot be had at this speed: it was 600 s" in text
     assert "1 of 13 trials said nothing and do not count; one: 0 keepalives passed" in text
     assert any(line.startswith("speed 60: seconds are model seconds, 60 of them a real one;") for line in text)

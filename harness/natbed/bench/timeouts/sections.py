@@ -173,11 +173,11 @@ def _recovery(found: Recovery, speed: float) -> Section:
                 rows.append((f"{fault}, {sender}", cells))
     return Section(
         "until traffic flows again after a fault",
-        "By who sends. From the fault's end, median and extremes, by what the ends make of a\n"
-        "peer's packets from elsewhere; lost: datagrams, from the fault's beginning on.\n"
-        f"Dead peers are asked for each {found.dpd:g} s, keepalives sent each {found.keepalive:g} s; a datagram goes\n"
-        f"each {_short(found.interval, speed)} {unit}, which is the resolution. Where the server "
-        "sends, the client is\nsilent.",
+        "By who sends; where it is the server, the client is silent. From the fault's\n"
+        "end, median and extremes, by what the ends make of a peer's packets from\n"
+        "elsewhere; lost: datagrams, from the fault's beginning on. Dead peers are asked\n"
+        f"for each {found.dpd:g} s, keepalives sent each {found.keepalive:g} s; a datagram goes each\n"
+        f"{_short(found.interval, speed)} {unit}, which is the resolution.",
         [head for policy in POLICIES for head in ((policy, unit), ("lost", "packets"))],
         rows,
     )
