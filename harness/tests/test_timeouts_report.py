@@ -282,7 +282,7 @@ def test_the_tables_say_what_was_measured_and_how_well() -> None:
     at = text.index("port change, server 250.0 420 not within 800")
     assert text[at + 1 : at + 3] == ["720 s", "1 of 1"]
     assert "for each 180 s, keepalives sent each 120 s; a datagram goes each" in text
-    assert "0.6 s, which is the resolution." in text
+    assert "0.6 s, which is the resolution. How long it takes that a move is seen depends on" in text
     assert "a timeout of 590 s cannot be had at this speed: it was 600 s" in text
     assert "1 of 13 trials said nothing and do not count; one: 0 keepalives passed" in text
     assert any(line.startswith("speed 60: seconds are model seconds, 60 of them a real one;") for line in text)

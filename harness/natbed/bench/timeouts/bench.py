@@ -43,7 +43,7 @@ from .wire_costs import measure_costs
 NAME = "bench-timeouts"  # of the folder of evidence
 LIMIT = 1.25  # of the longest timeout: how long anything is looked at
 LIFETIME_RESOLUTION, LIFETIME_TOLERANCE = 0.1, 0.5  # seconds, real
-STRIKES = 2  # of each fault, for each policy and sender
+STRIKES = 3  # of each fault, for each policy and sender
 SURVIVAL_RESOLUTION, SURVIVAL_TOLERANCE = 0.7, 1.0
 
 

@@ -101,16 +101,19 @@ class RecoveryBench:
                 for sender in self._senders:  # what does not come back for one is not measured for the next
                     for number in range(1, rounds + 1):
                         self._progress(f"recovery, round {number}: {len(cells)} faults at once, the {sender} sends")
-                        cells = self._round(Scene(lab, daemons), cells, sender, number)
+                        # Rounds are alike, and so would be the times from the last question to the fault.
+                        later = self._dpd * (number - 1) / rounds
+                        cells = self._round(Scene(lab, daemons), cells, sender, number, later)
 
-    def _round(self, scene: Scene, cells: Sequence[_Cell], sender: str, number: int) -> list[_Cell]:
-        """Strike all cells at once; those whose traffic came back, which can be struck again."""
+    def _round(self, scene: Scene, cells: Sequence[_Cell], sender: str, number: int, later: float) -> list[_Cell]:
+        """Strike all cells at once, so many seconds later; those whose traffic came back, which can be struck again."""
         if not cells:
             return []
         try:
             with tunnel_streams([cell.target for cell in cells], one_flow=False, persistent=True, rate=RATE) as opened:
                 streams = opened[SENDERS.index(sender) :: len(SENDERS)]
                 begin(streams, one_flow=False, lead=_STEADY)
+                time.sleep(later)
                 before = [cell.mapping(scene) for cell in cells]
                 with ThreadPoolExecutor(len(cells), thread_name_prefix="fault") as pool:
                     struck = list(pool.map(lambda cell: cell.strike(scene), cells))

@@ -177,7 +177,9 @@ def _recovery(found: Recovery, speed: float) -> Section:
         "end, median and extremes, by what the ends make of a peer's packets from\n"
         "elsewhere; lost: datagrams, from the fault's beginning on. Dead peers are asked\n"
         f"for each {found.dpd:g} s, keepalives sent each {found.keepalive:g} s; a datagram goes each\n"
-        f"{_short(found.interval, speed)} {unit}, which is the resolution.",
+        f"{_short(found.interval, speed)} {unit}, which is the resolution. "
+        "How long it takes that a move is seen depends on\n"
+        "how far off the next question is.",
         [head for policy in POLICIES for head in ((policy, unit), ("lost", "packets"))],
         rows,
     )
