@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 import itertools
 import math
 import pathlib
@@ -64,7 +65,7 @@ class Axes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Matrix:
-    """All cells of some scenarios: `cells` are those that can be run, `left_out` the others, by what excludes them."""
+    """All cells of some scenarios."""
 
     def __init__(self, scenarios: Sequence[type[Scenario]], axes: Axes | None = None) -> None:
         """Raises `MatrixError` for a scenario of which nothing would be left, and for two of the same letter."""
@@ -72,36 +73,40 @@ class Matrix:
         self.scenarios = {scenario.letter: scenario for scenario in scenarios}
         if len(self.scenarios) != len(scenarios):
             raise MatrixError("two scenarios have the same letter")
-        self.cells: list[Cell] = []
-        self.left_out: dict[Exclusion, int] = {}
+        axes_without = {"fault": self.axes.fault[:1], "impairment": self.axes.impairment[:1]}
+        self.usual = [cell for one in scenarios for cell in self._cells(one, {**self._values, **axes_without}, {})]
+        """The cells in which nothing goes wrong. No scenario is built for them, as for the rules of what goes wrong."""
         for scenario in scenarios:
-            self._add(scenario)
+            if not any(cell.scenario == scenario.letter for cell in self.usual):
+                raise MatrixError(f"{scenario.letter}: the matrix has no cell for it; its axes are in {TABLE.name}")
 
-    def _add(self, scenario: type[Scenario]) -> None:
-        axes: dict[str, tuple[Value, ...]] = msgspec.structs.asdict(self.axes)
-        found = list(self._possible(scenario, axes, {}))
-        if not found:
-            raise MatrixError(f"{scenario.letter}: the matrix has no cell for it; its axes are in {TABLE.name}")
+    @property
+    def cells(self) -> list[Cell]:
+        """Those that can be run."""
+        return self._all[0]
+
+    @property
+    def left_out(self) -> dict[Exclusion, int]:
+        """How many others there are, by what excludes them."""
+        return self._all[1]
+
+    @functools.cached_property
+    def _all(self) -> tuple[list[Cell], dict[Exclusion, int]]:
+        left_out: dict[Exclusion, int] = {}
+        cells = [cell for one in self.scenarios.values() for cell in self._cells(one, self._values, left_out)]
+        return cells, left_out
+
+    @property
+    def _values(self) -> dict[str, tuple[Value, ...]]:
+        return msgspec.structs.asdict(self.axes)
+
+    def _cells(
+        self, scenario: type[Scenario], axes: dict[str, tuple[Value, ...]], left_out: dict[Exclusion, int]
+    ) -> list[Cell]:
+        found = list(_possible(scenario, axes, left_out, {}))
         places = [{value: n for n, value in enumerate(values)} for values in axes.values()]
         found.sort(key=lambda values: [place[values[name]] for name, place in zip(axes, places, strict=True)])
-        self.cells += [Cell(scenario.letter, **values) for values in found]  # type: ignore[arg-type]
-
-    def _possible(
-        self, scenario: type[Scenario], axes: dict[str, tuple[Value, ...]], known: dict[str, Value]
-    ) -> Iterator[dict[str, Value]]:
-        """The axes that rules look at first: what is left out is so before all that it would be multiplied by."""
-        left = [name for name in (*RULES, *(name for name in axes if name not in RULES)) if name not in known]
-        if not left:
-            yield known
-            return
-        name, *others = left
-        for value in axes[name]:
-            values = {**known, name: value}
-            if exclusion := RULES[name](scenario, values) if name in RULES else None:
-                count = math.prod(len(axes[other]) for other in others)
-                self.left_out[exclusion] = self.left_out.get(exclusion, 0) + count
-            else:
-                yield from self._possible(scenario, axes, values)
+        return [Cell(scenario.letter, **values) for values in found]  # type: ignore[arg-type]
 
     def take(self, extent: Extent) -> list[Cell]:
         """The cells of that extent, the same ones in the same order each time."""
@@ -113,8 +118,10 @@ class Matrix:
 
     def named(self, ids: Iterable[str]) -> list[Cell]:
         """The cells with these ids, in their order. Raises `MatrixError` for an id that no cell has."""
-        known = {cell.id: cell for cell in self.cells}
         ids = list(ids)
+        known = {cell.id: cell for cell in self.usual}
+        if not known.keys() >= set(ids):
+            known = {cell.id: cell for cell in self.cells}
         for name in ids:
             if name not in known:
                 raise MatrixError(f"no cell {name!r}; --full --list shows all")
@@ -122,9 +129,30 @@ class Matrix:
 
     def _smoke(self) -> list[Cell]:
         first: dict[tuple[str, str], Cell] = {}
-        for cell in self.cells:
+        for cell in self.usual:
             first.setdefault((cell.scenario, cell.mode), cell)
         return list(first.values())
+
+
+def _possible(
+    scenario: type[Scenario],
+    axes: dict[str, tuple[Value, ...]],
+    left_out: dict[Exclusion, int],
+    known: dict[str, Value],
+) -> Iterator[dict[str, Value]]:
+    """The axes that rules look at first: what is left out is so before all that it would be multiplied by."""
+    left = [name for name in (*RULES, *(name for name in axes if name not in RULES)) if name not in known]
+    if not left:
+        yield known
+        return
+    name, *others = left
+    for value in axes[name]:
+        values = {**known, name: value}
+        if exclusion := RULES[name](scenario, values) if name in RULES else None:
+            count = math.prod(len(axes[other]) for other in others)
+            left_out[exclusion] = left_out.get(exclusion, 0) + count
+        else:
+            yield from _possible(scenario, axes, left_out, values)
 
 
 Pair = tuple[str, object, str, object]  # two axes, each with its value

@@ -21,6 +21,7 @@ from .settings import Protection
 
 ESP_IN_UDP_ONLY = frozenset({"marker", "checksum", "replay", "forge"})  # faults of its packets
 NOTHING_ELSE = "behind an IPsec-aware NAT each client is compared with what is declared of it, and nothing else"
+_NOT_BUILT = "the scenario cannot be built"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,8 @@ def _no_fault(scenario: type[Scenario], clients: int, nat: str, fault: str) -> s
         planned_fault(scenario, RunOptions(clients, profile_of(nat), fault=words(fault, NO_FAULT)))
     except FaultNameError as error:
         return str(error)
+    except Exception as error:  # the user's own code; the cell without a fault shows where
+        return f"{_NOT_BUILT}: {error}"
     return ""
 
 
@@ -124,6 +127,8 @@ def _unimpaired(scenario: type[Scenario], clients: int, nat: str, impairment: st
         asked(planned_scenario(scenario, RunOptions(clients, profile_of(nat))), words(impairment, UNIMPAIRED))
     except (ImpairmentNameError, LabError) as error:
         return str(error)
+    except Exception as error:  # as above
+        return f"{_NOT_BUILT}: {error}"
     return ""
 
 

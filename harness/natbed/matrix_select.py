@@ -26,22 +26,23 @@ class Choice:
         """The cells. Raises `MatrixError` where there are none, or an id or a word of the expression names nothing."""
         cells = matrix.named(self.ids) if self.ids else matrix.take(self.extent)
         if self.expression:
-            cells = select(cells, self.expression, matrix.cells)
+            cells = select(cells, self.expression, lambda: matrix.cells)
             if not cells:
                 raise MatrixError(f"-k {self.expression!r}: none of the cells of this matrix; --full has more")
         return cells
 
 
-def select(cells: Sequence[Cell], expression: str, known: Sequence[Cell]) -> list[Cell]:
+def select(cells: Sequence[Cell], expression: str, known: Callable[[], Sequence[Cell]]) -> list[Cell]:
     """Those of the cells that the expression is true for.
 
     A word is an axis' value or its part between hyphens, or a whole id; `*` and `?` stand for letters, case is ignored.
-    Raises `MatrixError` for what is no expression, and for a word that is true for none of the `known` cells.
+    Raises `MatrixError` for what is no expression, and for a word that is true neither for one of them nor for one of
+    the `known` cells, which are looked at only if they must be.
     """
     parser = _Parser(expression)
     test = parser.parse()
     for word in parser.words:
-        if not any(_means(word, cell) for cell in known):
+        if not any(_means(word, cell) for cell in cells) and not any(_means(word, cell) for cell in known()):
             raise MatrixError(f"-k {expression!r}: no cell has {word!r}")
     return [cell for cell in cells if test(cell)]
 
