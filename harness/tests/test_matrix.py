@@ -6,6 +6,7 @@ import itertools
 import pathlib
 from collections.abc import Iterable
 
+import msgspec
 import pytest
 
 from natbed import matrix
@@ -28,6 +29,8 @@ AXES = Axes(
     nat=("masquerade", "routed"),
     rekey=("both", "initiator"),
 )
+
+IMPAIRMENTS = ("unimpaired", "loss-1%")
 
 
 class Varied(Scenario):
@@ -99,6 +102,19 @@ def test_a_scenario_of_which_nothing_is_left_is_an_error() -> None:
         Matrix([Crowd], AXES)
     with pytest.raises(MatrixError, match="same letter"):
         Matrix([Varied, Varied], AXES)
+
+
+def test_a_scenario_that_cannot_be_built_keeps_its_ordinary_cells_and_stops_nothing() -> None:
+    class Unbuilt(Drawn):
+        def build(self) -> None:
+            raise RuntimeError("no idea")
+
+    matrix = Matrix([Unbuilt], msgspec.structs.replace(AXES, fault=("no-fault", "reboot"), impairment=IMPAIRMENTS))
+    assert {(cell.fault, cell.impairment) for cell in matrix.cells} == {("no-fault", "unimpaired")}
+    assert matrix.cells == matrix.usual
+    reasons = {exclusion.what: exclusion.reason for exclusion in matrix.left_out}
+    assert reasons["W, fault: reboot"] == "the scenario cannot be built: no idea"
+    assert reasons["W, impairment: loss-1%"] == "the scenario cannot be built: no idea"
 
 
 # ids
