@@ -19,8 +19,9 @@ PIP := --quiet --disable-pip-version-check --no-compile -c harness/constraints.t
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
-# Of tests and cells: more than processors, since many wait for a NAT to forget or a peer to be given up.
-WORKERS ?= $(shell echo $$(( ($$(nproc) * 3 + 1) / 2 )))
+# More than processors, since many tests wait for a NAT to forget or a peer to be given up; cells of the matrix wait less.
+WORKERS ?= $(shell echo $$(( $$(nproc) * 2 )))
+CELLS ?= $(shell echo $$(( ($$(nproc) * 3 + 1) / 2 )))
 # Some tests take half a minute, most a hundredth of a second: who has nothing left takes over what waits for others.
 PARALLEL := -n $(WORKERS) --dist worksteal
 # What the tests run of the matrix: every scenario in every mode, without figures, which tests beside them would spoil.
@@ -38,7 +39,7 @@ test: system device witnesses .venv/.installed ## all checks and tests, and the 
 
 .PHONY: matrix
 matrix: setup device ## scenarios in every pair of their variations; natbed matrix --help has more
-	@$(BIN)/natbed matrix -n $(WORKERS)
+	@$(BIN)/natbed matrix -n $(CELLS)
 
 .PHONY: bench
 bench: setup device ## throughput through a NAT beside the path without IPsec, and beside strongSwan after make peers
