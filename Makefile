@@ -45,6 +45,10 @@ matrix: setup device ## scenarios in every pair of their variations; natbed matr
 bench: setup device ## throughput through a NAT beside the path without IPsec, and beside strongSwan after make peers
 	@$(BIN)/natbed bench throughput
 
+.PHONY: bench-integrity
+bench-integrity: setup device ## a gigabyte each way over links that lose, reorder and damage packets
+	@$(BIN)/natbed bench integrity
+
 .PHONY: bench-timeouts
 bench-timeouts: setup device ## how long NATs remember, what silence tunnels survive, and what keepalives cost
 	@$(BIN)/natbed bench timeouts

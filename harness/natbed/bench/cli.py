@@ -1,4 +1,4 @@
-"""`natbed bench throughput | timeouts`."""
+"""`natbed bench throughput | timeouts | integrity`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from natbed.checks import Verdict
 
+    from .integrity.bench import Plan as IntegrityPlan
+    from .integrity.record import IntegrityRecord
     from .record import ThroughputRecord
     from .throughput import Plan
     from .timeouts.options import Plan as TimeoutsPlan
@@ -57,36 +59,20 @@ def throughput(
     Exit code 0: everything was measured, 1: an implementation failed, 2: the command makes no sense, 3: the lab itself
     was broken, 130: interrupted.
     """
-    from natbed.isolation import IsolationError, isolate
-    from natbed.results.store import StoreError, default_folder, new_evidence
-
     from .candidates import DEFAULT_SUITES, SUITES, field
 
     suites = suite or DEFAULT_SUITES
     for name in suites:
         if name not in SUITES:
             raise typer.BadParameter(f"{name!r}; there are {', '.join(SUITES)}", param_hint="--suite")
-    try:
-        isolate()  # before anything starts a thread
-    except IsolationError as error:
-        _fail(str(error), LAB_BROKEN)
-    from natbed.screen import EXIT_CODES
-
+    _isolate()
     from .throughput import NAME, Plan
     from .visit import Program
 
     contenders = field(suites, peers=peers)
     for line in contenders.left_out:
         typer.echo(f"natbed: {line}", err=True)
-    try:
-        folder = new_evidence(results or default_folder(), NAME, datetime.datetime.now().astimezone())
-        code = EXIT_CODES[_measure(Plan(contenders, Program(seconds, singles, udp), rounds), folder)]
-    except StoreError as error:
-        _fail(str(error), USAGE)
-    except KeyboardInterrupt:
-        typer.echo("natbed: interrupted; everything is taken down", err=True)
-        code = INTERRUPTED
-    raise typer.Exit(code)
+    _end_with(NAME, results, lambda folder: _measure(Plan(contenders, Program(seconds, singles, udp), rounds), folder))
 
 
 @app.command()
@@ -115,26 +101,78 @@ def timeouts(
     Exit code 0: everything was measured, 1: a tunnel did not survive what its NAT lets it, 2: the command makes no
     sense, 3: the lab itself was broken, 130: interrupted.
     """
-    from natbed.isolation import IsolationError, isolate
-    from natbed.results.store import StoreError, default_folder, new_evidence
-
     from .timeouts.options import OptionsError, plan_of
 
     try:
         plan = plan_of(timeout, speed, part)
     except OptionsError as error:
         raise typer.BadParameter(str(error), param_hint=error.option) from None
-    try:
-        isolate()  # before anything starts a thread
-    except IsolationError as error:
-        _fail(str(error), LAB_BROKEN)
-    from natbed.screen import EXIT_CODES
-
+    _isolate()
     from .timeouts.bench import NAME
 
+    _end_with(NAME, results, lambda folder: _measure_timeouts(plan, folder))
+
+
+@app.command()
+def integrity(
+    megabytes: Annotated[int, typer.Option(min=1, max=1_000_000, help="of each transfer: 10^6 octets each")] = 1000,
+    link: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="WORDS",
+            help="once or more: unimpaired, or what the link between NAT and Internet does, as in the shell's impair; "
+            "default: unimpaired, loss 1 %, delay 2 ms reorder 5 %, corrupt 0.1 %",
+        ),
+    ] = None,
+    suite: Annotated[str, typer.Option(help="the ESP suite")] = "aes128gcm16",
+    results: Annotated[pathlib.Path | None, typer.Option(help="where evidence goes; default: results/")] = None,
+) -> None:
+    """Send random octets both ways at once through scenario A's tunnel, and compare SHA-256 at both ends.
+
+    First over the link as it is, then over one that loses, reorders or damages packets both ways, which is measured to
+    do so before. The results are a table and JSON.
+
+    Exit code 0: all arrived as it was sent, 1: it did not, 2: the command makes no sense, 3: the lab itself was broken,
+    130: interrupted.
+    """
+    from natbed.impairments.names import ImpairmentNameError
+
+    from .candidates import SUITES
+
+    if suite not in SUITES:
+        raise typer.BadParameter(f"{suite!r}; there are {', '.join(SUITES)}", param_hint="--suite")
+    _isolate()
+    from .integrity.bench import DEFAULT_LINKS, NAME, check_link
+    from .integrity.bench import Plan as IntegrityPlan
+    from .integrity.record import MEGA
+
+    plan = IntegrityPlan(megabytes * MEGA, suite, tuple(link or DEFAULT_LINKS))
     try:
-        folder = new_evidence(results or default_folder(), NAME, datetime.datetime.now().astimezone())
-        code = EXIT_CODES[_measure_timeouts(plan, folder)]
+        for words in plan.links:
+            check_link(words)
+    except ImpairmentNameError as error:
+        raise typer.BadParameter(str(error), param_hint="--link") from None
+    _end_with(NAME, results, lambda folder: _send(plan, folder))
+
+
+def _isolate() -> None:
+    """Before anything starts a thread."""
+    from natbed.isolation import IsolationError, isolate
+
+    try:
+        isolate()
+    except IsolationError as error:
+        _fail(str(error), LAB_BROKEN)
+
+
+def _end_with(name: str, results: pathlib.Path | None, measure: Callable[[pathlib.Path], Verdict]) -> NoReturn:
+    """Measure, with a folder for evidence, and leave with the verdict's exit code."""
+    from natbed.results.store import StoreError, default_folder, new_evidence
+    from natbed.screen import EXIT_CODES
+
+    try:
+        folder = new_evidence(results or default_folder(), name, datetime.datetime.now().astimezone())
+        code = EXIT_CODES[measure(folder)]
     except StoreError as error:
         _fail(str(error), USAGE)
     except KeyboardInterrupt:
@@ -162,7 +200,18 @@ def _measure_timeouts(plan: TimeoutsPlan, folder: pathlib.Path) -> Verdict:
     return _carry_out(lambda say: TimeoutsBench(plan, stack, folder, say), lambda record: save(record, folder), show)
 
 
-Record = TypeVar("Record", "ThroughputRecord", "TimeoutsRecord")
+def _send(plan: IntegrityPlan, folder: pathlib.Path) -> Verdict:
+    from natbed.stacks.espthrunat import EspThruNat
+
+    from .integrity.bench import IntegrityBench
+    from .integrity.evidence import save
+    from .integrity.report import show
+
+    stack = EspThruNat()
+    return _carry_out(lambda say: IntegrityBench(plan, stack, folder, say), lambda record: save(record, folder), show)
+
+
+Record = TypeVar("Record", "ThroughputRecord", "TimeoutsRecord", "IntegrityRecord")
 
 
 Kept = TypeVar("Kept", covariant=True)
