@@ -17,14 +17,12 @@ _SHOWN = 8  # hexadecimal digits of a digest
 
 def show(record: IntegrityRecord, console: Console) -> None:
     """Print it all, down to the verdict."""
-    table = Table(
-        "link", "way", "MB", "s", "Mbit/s", "SHA-256 sent", "arrived", "", box=rich.box.SIMPLE, pad_edge=False
-    )
+    table = Table("link", "way", "MB", "s", "Mbit/s", "SHA-256", box=rich.box.SIMPLE, pad_edge=False)
     for passage in record.passages:
         for number, one in enumerate(passage.transfers):
             sent, arrived = one.sent_digest[:_SHOWN], one.arrived_digest[:_SHOWN]
-            equal = Text(f"{sent} = {arrived}", COLOURS[Verdict.PASSED])
-            differs = Text(f"{sent} is not {arrived}", COLOURS[Verdict.FAILED])
+            equal = Text(f"{sent}, equal", COLOURS[Verdict.PASSED])
+            differs = Text(f"{sent}, then {arrived}", COLOURS[Verdict.FAILED])
             table.add_row(
                 passage.link if not number else "",
                 one.way,
