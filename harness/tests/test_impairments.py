@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import socket
+import struct
 import time
 from collections.abc import Iterator
 
@@ -12,6 +13,7 @@ import pytest
 
 from natbed.impairments import queueing
 from natbed.impairments.base import Impairment, ImpairmentError
+from natbed.impairments.fragments import in_fragments
 from natbed.impairments.link import ImpairedLink
 from natbed.impairments.names import ImpairmentNameError, parse_impairment
 from natbed.lab import Lab
@@ -58,7 +60,7 @@ def flow(lab: Lab, count: int, size: int = 20, wait: float = 0.3) -> list[tuple[
             sender.send(number.to_bytes(4, "big") + bytes(size - 4))
         try:
             while True:
-                data = receiver.recv(2000)
+                data = receiver.recv(4000)
                 number = int.from_bytes(data[:4], "big")
                 came.append((number, time.monotonic() - begun[number], len(data)))
         except TimeoutError:
@@ -130,6 +132,36 @@ def test_packets_are_doubled_damaged_and_overtaken_the_same_each_time(lab: Lab) 
     assert len(seen[0]) > len(set(seen[0])), "some came twice"
     for name in ("reorder", "duplicate", "corrupt"):
         assert record.measured[name] == pytest.approx(0.2, abs=0.08)
+
+
+@isolated
+def test_what_a_nat_has_put_together_is_doubled_as_the_link_carried_it(lab: Lab) -> None:
+    tracking = [["iptables", f"-{what}", "INPUT", "-m", "conntrack", "--ctstate", "INVALID"] for what in "AD"]
+    lab["server"].run(tracking[0])  # makes the kernel put fragments together before anything else sees them
+    try:
+        with impaired(lab, duplicate=0.5) as record:
+            came = [number for number, *_ in flow(lab, 40, size=3000)]
+    finally:
+        lab["server"].run(tracking[1])
+    assert set(came) == set(range(40))
+    assert record.passed["packets"] == 40, "it was put together"
+    assert len(came) - 40 == record.passed["doubled"] > 10
+
+
+def test_fragments_carry_the_whole_and_fit() -> None:
+    content = bytes(range(250)) * 12
+    packet = bytes.fromhex("45000bcc1234000040110000c0000201c0000202") + content
+    pieces = in_fragments(packet, 1500)
+    assert [len(piece) for piece in pieces] == [1500, 1500, 60]
+    assert b"".join(piece[20:] for piece in pieces) == content
+    assert [piece[6:8].hex() for piece in pieces] == ["2000", "20b9", "0172"]
+    for piece in pieces:
+        assert int.from_bytes(piece[2:4], "big") == len(piece)
+        words = struct.unpack("!10H", piece[:20])
+        assert sum(words) % 0xFFFF == 0
+        assert piece[4:6] + piece[8:10] + piece[12:20] == packet[4:6] + packet[8:10] + packet[12:20]
+    assert in_fragments(packet, 4000) == [packet]
+    assert in_fragments(pieces[0], 576) == [pieces[0]], "not again"
 
 
 @isolated

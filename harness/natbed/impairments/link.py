@@ -86,7 +86,8 @@ class ImpairedLink:
             self._drop_fragments(stack)
             means["drop_fragments"] = "nftables"
         if asked & _QUEUED:
-            self._queueing = stack.enter_context(Queueing(self._sender, self._receiver, self.impairment))
+            queueing = Queueing(self._sender, self._receiver, self.impairment, _mtu(self._sender))
+            self._queueing = stack.enter_context(queueing)
             means |= dict.fromkeys(sorted(asked & (_QUEUED | {"loss", "every_nth"})), "NFQUEUE")
             self.record.deterministic = sorted(asked & _CHOSEN)
         elif lost := asked & {"loss", "every_nth"}:

@@ -17,6 +17,7 @@ from natbed.link import Interface
 from natbed.nfqueue import Packet, Queue, QueueError
 
 from .base import Impairment, ImpairmentError
+from .fragments import in_fragments
 
 _FIRST_QUEUE = 4700
 _ETHERTYPE_IPV4 = b"\x08\x00"
@@ -30,8 +31,10 @@ class Queueing:
     link again at its sending end, and is met here again as one that has had its delay.
     """
 
-    def __init__(self, sender: Interface, receiver: Interface, impairment: Impairment) -> None:
+    def __init__(self, sender: Interface, receiver: Interface, impairment: Impairment, mtu: int) -> None:
+        """`mtu` is the link's, in octets."""
         self._sender = sender
+        self._mtu = mtu
         self._receiver = receiver
         self._impairment = impairment
         self._queue = Queue(receiver.node, _FIRST_QUEUE + receiver.index)
@@ -140,7 +143,9 @@ class Queueing:
     def _double(self, payload: bytes) -> None:
         self._copies[hash(payload)] += 1
         self.counts["doubled"] += 1
-        self._wire.send(_octets(self._receiver.mac) + _octets(self._sender.mac) + _ETHERTYPE_IPV4 + payload)
+        frame = _octets(self._receiver.mac) + _octets(self._sender.mac) + _ETHERTYPE_IPV4
+        for piece in in_fragments(payload, self._mtu):
+            self._wire.send(frame + piece)
 
 
 def _octets(mac: str) -> bytes:
