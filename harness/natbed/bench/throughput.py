@@ -90,9 +90,7 @@ class ThroughputBench:
             self._plan.program,
             self._folder,
             lambda what: self._say(number, candidate, what),
-            next(
-                (s.value for s in reversed(self._samples) if (s.candidate, s.quantity) == (candidate.name, UDP)), None
-            ),
+            self._last_udp(candidate),
         )
         broken = False
         try:
