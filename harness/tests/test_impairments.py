@@ -140,10 +140,11 @@ def test_what_a_nat_has_put_together_is_doubled_as_the_link_carried_it(lab: Lab)
     lab["server"].run(tracking[0])  # makes the kernel put fragments together before anything else sees them
     try:
         with impaired(lab, duplicate=0.5) as record:
-            came = [number for number, *_ in flow(lab, 40, size=3000)]
+            # few at a time: all that a receiver who comes late finds waiting has to fit its buffer
+            came = [(train, number) for train in range(4) for number, *_ in flow(lab, 10, size=3000)]
     finally:
         lab["server"].run(tracking[1])
-    assert set(came) == set(range(40))
+    assert len(set(came)) == 40
     assert record.passed["packets"] == 40, "it was put together"
     assert len(came) - 40 == record.passed["doubled"] > 10
 
