@@ -123,6 +123,23 @@ def test_many_that_come_singly_are_read_with_one_call(receiver: UdpSocket, count
         sender.close()
 
 
+def test_one_datagram_is_read_alone_and_a_train_stays_together(
+    sender: UdpSocket, receiver: UdpSocket, counters: Counters
+) -> None:
+    assert receiver.receive_one() is None
+    sender.send([b"one"], receiver.local)
+    sender.send([b""], receiver.local)
+    assert receiver.receive_one() == (b"one", sender.local)
+    assert receiver.receive_one() == (b"", sender.local)
+    train = [bytes([number]) * 100 for number in range(20)]
+    sender.send(train, receiver.local)
+    sender.send([b"last"], receiver.local)
+    for _ in range(2):
+        assert receiver.receive_one() is None, "a train is for those who can take it"
+    assert received(receiver, 21) == [(datagram, sender.local) for datagram in [*train, b"last"]]
+    assert counters.values["udp_in"] == 23
+
+
 def test_one_remotes_equal_datagrams_are_one_arrival(sender: UdpSocket, receiver: UdpSocket) -> None:
     for _ in range(2):  # the first time shows how they come
         datagrams = [os.urandom(700) for _ in range(40)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
 
@@ -100,14 +101,14 @@ class Selectors:
 class PolicyTable:
     """Outbound policies in the order in which they were added; the first that matches a packet counts (4.4.1).
 
-    Fallbacks come after all others.
+    Fallbacks come after all others. `changed` is called whenever a packet may find another policy than before.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, changed: Callable[[], None] = lambda: None) -> None:
         self._policies: dict[str, Selectors] = {}
         self._fallbacks: dict[str, Selectors] = {}
         self._cache: dict[IpHeader, str | None] = {}
-        self.changes = 0  # how often anything was changed
+        self._tell = changed
 
     def add(self, name: str, selectors: Selectors, *, fallback: bool = False) -> None:
         """Add a policy at the end; one of the same name keeps its place and gets new selectors."""
@@ -123,7 +124,7 @@ class PolicyTable:
 
     def _changed(self) -> None:
         self._cache.clear()
-        self.changes += 1
+        self._tell()
 
     def lookup(self, header: IpHeader) -> str | None:
         """The name of the policy that protects the packet; None if none does."""

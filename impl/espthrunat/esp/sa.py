@@ -80,6 +80,7 @@ class OutboundSa:
         self.batch: BatchTransform | None = None  # made when the first batch comes
         self._sequence = sequence  # the last one used
         self._transform = _make_transform(suite, keymat)
+        self._trailers = _trailers(suite.cipher.alignment, IPV4)
 
     def __repr__(self) -> str:
         return f"OutboundSa(spi=0x{self.spi:08x}, suite={self.suite.name}, sequence={self._sequence})"
@@ -135,6 +136,16 @@ class OutboundSa:
         ]
         self.account(len(packets), sum(map(len, packets)))
         return sealed
+
+    def seal_one(self, packet: bytes) -> bytes | None:
+        """As `seal` for one packet of IPv4, which the caller accounts for; None once sequence numbers get scarce."""
+        sequence = self._sequence + 1
+        if sequence >= SOFT_SEQUENCE:
+            return None
+        self._sequence = sequence
+        transform, trailers = self._transform, self._trailers
+        plaintext = packet + trailers[len(packet) % len(trailers)]
+        return transform.seal(_HEADER.pack(self.spi, sequence), transform.seed(sequence), plaintext)
 
 
 class InboundSa:
@@ -199,13 +210,17 @@ class InboundSa:
 
     def open(self, packets: Sequence[bytes]) -> list[bytes | Drop]:
         """For each ESP packet, from SPI to ICV: its inner packet, or why there is none."""
-        opened = [self._open(packet) for packet in packets]
-        for inner in opened:
-            if isinstance(inner, Drop):
-                self.dropped[inner.value] += 1
-            else:
-                self.account(1, len(inner))
-        return opened
+        return [self.open_one(packet) for packet in packets]
+
+    def open_one(self, packet: bytes) -> bytes | Drop:
+        """As `open` for one packet."""
+        inner = self._open(packet)
+        if isinstance(inner, Drop):
+            self.dropped[inner.value] += 1
+        else:
+            self.packets += 1
+            self.octets += len(inner)
+        return inner
 
     def _open(self, packet: bytes) -> bytes | Drop:
         ciphertext_octets = len(packet) - self._overhead

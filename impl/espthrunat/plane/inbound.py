@@ -14,6 +14,7 @@ from .arrivals import Arrival
 from .channel import Channel
 from .counters import Count, Counters
 from .keepalive import Keepalives
+from .lone import LoneReceiver
 from .path_mtu import clamped
 from .sadb import Address, Inbound, SaDatabase
 from .super_packet import CHECKSUM_OFFSETS
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 _SPI_OCTETS = 4
 _FEWEST = 4  # datagrams that may be worth a batch
 _MARKER_OCTETS = len(ESP_MARKER)
-_TUNNEL = Mode.TUNNEL  # a look-up of the enum's attribute costs, for each packet
 _UNVERIFIED = {protocol: unverified(MIN_OCTETS, CHECKSUM_OFFSETS[protocol]) for protocol in (TCP, UDP)}
 
 
@@ -42,11 +42,14 @@ class InboundFlow:
         self._counters = counters
         self._keepalives = keepalives
         self.mtu = MAX_OCTETS  # of what goes the other way: opened connections are told
+        self._lone = LoneReceiver(sadb, tun, self.refuse, self._allowed)
         self._bulk: BulkOpener | None = None
 
     def arrivals(self, arrivals: Sequence[Arrival], local: Address) -> None:
         """Deal with what a UDP socket received at `local`."""
-        if len(arrivals) == 1 and arrivals[0].count == 1 and self._take_lone(arrivals[0], local):
+        if len(arrivals) == 1 and arrivals[0].count == 1:
+            (datagram,) = arrivals[0].datagrams()
+            self.lone(datagram, arrivals[0].remote, local)
             return
         few: list[tuple[bytes, Address]] = []
         for arrival in arrivals:
@@ -60,20 +63,10 @@ class InboundFlow:
         if few:
             self.datagrams(few, local)
 
-    def _take_lone(self, arrival: Arrival, local: Address) -> bool:
-        """Open and deliver an ESP packet for which nothing else is to be seen to: whether that was done.
-
-        See `OutboundFlow._send_lone`.
-        """
-        (datagram,) = arrival.datagrams()
-        if len(datagram) < _MARKER_OCTETS + _SPI_OCTETS or not datagram.startswith(ESP_MARKER):
-            return False
-        packet = datagram[_MARKER_OCTETS:]
-        inbound = self._sadb.find_inbound(int.from_bytes(packet[:_SPI_OCTETS], "big"), arrival.remote, local)
-        if inbound is None or inbound.is_limited or not inbound.told_used or inbound.mode is not _TUNNEL:
-            return False
-        self._tun.write(self._allowed(inbound, inbound.sa.open((packet,))))
-        return True
+    def lone(self, datagram: bytes, remote: Address, local: Address) -> None:
+        """Deal with a datagram that came alone, as far as is known."""
+        if not self._lone.take(datagram, remote, local):
+            self.datagrams([(datagram, remote)], local)
 
     def _opener(self) -> BulkOpener:
         if self._bulk is None:

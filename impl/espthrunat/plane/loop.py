@@ -116,7 +116,11 @@ class Plane:
                 self._use_the_quiet()
             for fd, events in ready:
                 if fd == udp_fd:
-                    self._inbound.arrivals(udp.receive(1 if is_alone else RING), udp.local)
+                    one = udp.receive_one() if is_alone else None
+                    if one is None:
+                        self._inbound.arrivals(udp.receive(1 if is_alone else RING), udp.local)
+                    else:
+                        self._inbound.lone(*one, udp.local)
                 elif fd == tun_fd:
                     self._outbound.packets(tun.read(1 if is_alone else _BATCH))
                 elif fd != control_fd:

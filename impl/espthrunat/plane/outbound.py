@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, TypeGuard
 
 from ..esp.policy import Selectors
 from ..messages import Acquire, Direction, Encapsulation, Expire, Mode
-from ..wire.ip import ICMP, IPV4, UDP, IpHeader, parse_ipv4
+from ..wire.ip import ICMP, IPV4, UDP, WITHOUT_OPTIONS, IpHeader, parse_ipv4
 from ..wire.udp import ESP_MARKER
 from . import bulk, transport
 from .channel import Channel
@@ -17,6 +17,7 @@ from .esp_socket import EspSocket
 from .flows import Flow
 from .held import HeldPackets
 from .keepalive import Keepalives
+from .lone import LoneSender, flow_of
 from .path_mtu import clamped
 from .reassembly import Reassembler
 from .sadb import Address, Outbound, SaDatabase
@@ -28,9 +29,8 @@ if TYPE_CHECKING:
 
 _MOST_TOLD = 8  # packets whose senders are told of one failure
 _DONT_FRAGMENT = 0x40
-_WITHOUT_OPTIONS = 0x45  # version and length of an IPv4 header
 _FRAGMENT = 0x3F  # in its seventh octet
-_MOST_KNOWN = 4096  # flows
+_MOST_ROUTES = 4096
 _FEWEST = 6  # packets that are worth the fixed cost of a batch
 _ACQUIRE_INTERVAL = 1.0  # seconds
 _TUNNEL = Mode.TUNNEL  # a look-up of the enum's attribute costs, for each packet
@@ -67,8 +67,7 @@ class OutboundFlow:
         self._reassembler = Reassembler(self._lost_fragments, clock)
         address, port = udp.local
         self._bulk: BulkSealer | None = None
-        self._known: dict[bytes, Outbound] = {}  # of tunnel mode, by protocol, addresses and ports
-        self._known_at = 0  # the count of changes for which that is true
+        self._lone = LoneSender(sadb.routes, udp, counters, keepalives)
         self._own_source = (UDP, int.from_bytes(bytes(map(int, address.split("."))), "big"), port)
 
     def add_transport_policy(self, policy: str, selectors: Selectors) -> None:
@@ -96,19 +95,17 @@ class OutboundFlow:
 
     def packets(self, packets: Sequence[bytes | SuperPacket]) -> None:
         """Seal and send inner packets. What no policy allows is dropped and counted; what no SA protects waits."""
-        if len(packets) == 1 and self._send_lone(packets[0]):
+        if len(packets) == 1 and not isinstance(packets[0], SuperPacket) and self._lone.send(packets[0]):
             return
         batches: dict[Outbound, list[bytes | SuperPacket]] = {}
         payloads: dict[tuple[Outbound, int, bool], tuple[list[bytes | SuperPacket], list[bytes | SuperPacket]]] = {}
-        if self._known_at != self._sadb.changes:
-            self._known.clear()
-            self._known_at = self._sadb.changes
+        routes = self._sadb.routes
         for whole_or_super in packets:
             parts = whole_or_super if isinstance(whole_or_super, SuperPacket) else None
             packet = whole_or_super.octets if isinstance(whole_or_super, SuperPacket) else whole_or_super
-            key = packet[9:10] + packet[12:24]
-            known = self._known.get(key)
-            if known is not None and packet[0] == _WITHOUT_OPTIONS and not packet[6] & _FRAGMENT and not packet[7]:
+            flow_key = flow_of(packet)
+            known = routes.get(flow_key)
+            if known is not None and packet[0] == WITHOUT_OPTIONS and not packet[6] & _FRAGMENT and not packet[7]:
                 if parts is None and len(packet) <= known.room:
                     batches.setdefault(known, []).append(packet)
                     continue
@@ -140,7 +137,7 @@ class OutboundFlow:
                 continue
             if outbound.mode is _TUNNEL:
                 if outbound.mapping is None and not self._transport:
-                    self._remember(key, header, packet, outbound)
+                    self._remember(flow_key, header, packet, outbound)
                 batches.setdefault(outbound, []).append(parts or packet)
             else:
                 payload = transport.leaving(header, packet, flow, outbound.encapsulation)
@@ -161,26 +158,6 @@ class OutboundFlow:
         for (outbound, protocol, is_large), (batch, contents) in payloads.items():
             self._send(outbound, batch, contents, protocol, in_fragments=is_large)
 
-    def _send_lone(self, packet: bytes | SuperPacket) -> bool:
-        """Seal and send a packet of a known flow for which nothing else is to be seen to: whether that was done.
-
-        Somebody waits for the answer, and each function less that is called is memory less to be fetched for it.
-        """
-        if isinstance(packet, SuperPacket) or self._known_at != self._sadb.changes:
-            return False
-        known = self._known.get(packet[9:10] + packet[12:24])
-        if (
-            known is None
-            or not known.is_free
-            or len(packet) > known.room
-            or packet[0] != _WITHOUT_OPTIONS
-            or packet[6] & _FRAGMENT
-            or packet[7]
-        ):
-            return False
-        self._send_few([(known, [packet])], known.remote)
-        return True
-
     def _send_few(self, batches: list[tuple[Outbound, list[bytes]]], remote: Address) -> None:
         """Seal packets of several SAs, each of which is free, and send them to the one remote together."""
         sealed = [
@@ -198,13 +175,14 @@ class OutboundFlow:
             self._too_long(batches[0][0], [packet for _, batch in batches for packet in batch], unsent)
         self._keepalives.sent(remote)
 
-    def _remember(self, key: bytes, header: IpHeader, packet: bytes, outbound: Outbound) -> None:
+    def _remember(self, flow: bytes, header: IpHeader, packet: bytes, outbound: Outbound) -> None:
         """The next packet of the same protocol, addresses and ports needs no look at policies."""
-        if header.fragment or packet[0] != _WITHOUT_OPTIONS:
+        if header.fragment or packet[0] != WITHOUT_OPTIONS:
             return
-        if len(self._known) >= _MOST_KNOWN:
-            self._known.clear()
-        self._known[key] = outbound
+        routes = self._sadb.routes
+        if len(routes) >= _MOST_ROUTES:
+            routes.clear()
+        routes[flow] = outbound
 
     def _must_be_whole(self, header: IpHeader) -> bool:
         """Whether a fragment may be of transport mode. Its ports may be in another one."""

@@ -76,15 +76,16 @@ class Outbound:
     path_mtu: int = MAX_OCTETS
     room: int = MAX_OCTETS  # octets of the largest inner packet that the path carries
     remote: Address = field(init=False)
+    is_unlimited: bool = field(init=False)  # sends in UDP, and its octets need not be watched
 
     def __post_init__(self) -> None:
         self.remote = self._remote()
-        self._is_unlimited = self.encapsulation is Encapsulation.UDP and not self.limits.soft and not self.limits.hard
+        self.is_unlimited = self.encapsulation is Encapsulation.UDP and not self.limits.soft and not self.limits.hard
 
     @property
     def is_free(self) -> bool:
         """Whether it sends in UDP with no end in sight: neither octets nor sequence numbers are to be watched."""
-        return self._is_unlimited and not self.sa.needs_replacement
+        return self.is_unlimited and not self.sa.needs_replacement
 
     def move(self, path: Path) -> None:
         """Send to where `path` leads from now on."""
@@ -108,9 +109,10 @@ class SaDatabase:
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self.policies = PolicyTable()
+        self.routes: dict[bytes, Outbound] = {}
+        """Empty whenever a packet may find another outbound SA than before; for who keeps what was found."""
+        self.policies = PolicyTable(self.routes.clear)
         self.flows = Flows(self._leads_to, clock)  # of transport mode
-        self._changes = 0
         self._inbound: dict[InboundKey, Inbound] = {}
         self._by_spi: dict[int, list[Inbound]] = {}
         self._outbound: dict[str, list[Outbound]] = {}  # of a policy, oldest first
@@ -141,7 +143,7 @@ class SaDatabase:
             )
             self._by_spi.setdefault(message.spi, []).append(inbound)
             return None
-        self._changes += 1
+        self.routes.clear()
         out = OutboundSa(message.spi, suite, message.keymat)
         if mapping is not None:
             selectors = Selectors.of(msgspec.structs.replace(message.selector, remote=message.mapped))
@@ -150,11 +152,6 @@ class SaDatabase:
         if mode is Mode.TRANSPORT:
             self._on_path.setdefault(path, []).append(outbound)
         return outbound
-
-    @property
-    def changes(self) -> int:
-        """Counts up whenever a packet may find another outbound SA than before."""
-        return self._changes + self.policies.changes
 
     def delete(self, message: DeleteSa) -> None:
         """Forget an SA, if it is there. Of a policy's outbound SAs the newest that is left is used."""
@@ -169,7 +166,7 @@ class SaDatabase:
 
     def remove(self, outbound: Outbound) -> None:
         """Forget an outbound SA, if it is there."""
-        self._changes += 1
+        self.routes.clear()
         _remove(self._outbound, outbound.policy, outbound)
         _remove(self._on_path, outbound.path, outbound)
 

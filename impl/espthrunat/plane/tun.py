@@ -17,6 +17,7 @@ from .super_packet import SuperPacket
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
 
+_TUN_IN, _TUN_OUT, _PLAIN = Count.TUN_IN, Count.TUN_OUT, vnet.PLAIN  # looking them up costs, for each packet
 _DEVICE = "/dev/net/tun"
 _TUNSETIFF = 0x400454CA  # linux/if_tun.h
 _IFF_TUN = 0x0001
@@ -61,6 +62,7 @@ class Tun:
             os.close(self._fd)
             raise
         self.offloads = self._offload(offloads)
+        self._values = counters.values
         self._header = bytearray(vnet.OCTETS)
         self._room = memoryview(bytearray(_MAX_PACKET))
 
@@ -100,7 +102,7 @@ class Tun:
         packets: list[bytes | SuperPacket] = []
         unfinished: list[tuple[int, bytes, int, int]] = []
         count = 0
-        fd, readv, header, body, plain = self._fd, os.readv, self._header, self._room, vnet.PLAIN
+        fd, readv, header, body, plain = self._fd, os.readv, self._header, self._room, _PLAIN
         parts = header, body
         room = _WAKE_OCTETS
         try:
@@ -128,10 +130,19 @@ class Tun:
             if error.errno == errno.EBADFD:
                 raise TunGoneError(f"the TUN device {self.name} was deleted") from error
             self._counters.failed("tun_read", error)
-        self._counters.add(Count.TUN_IN, count)
+        self._values[_TUN_IN] += count
         if unfinished:
             _finish(packets, unfinished)
         return packets
+
+    def write_one(self, packet: bytes) -> None:
+        """As `write` for one packet, without a header for it."""
+        try:
+            os.write(self._fd, _PLAIN + packet)
+        except OSError as error:
+            self._counters.failed("tun_write", error)
+        else:
+            self._values[_TUN_OUT] += 1
 
     def write(self, packets: list[bytes], header: bytes = vnet.PLAIN) -> None:
         """Hand `packets` to the kernel as if they had just arrived; those that it refuses are counted.

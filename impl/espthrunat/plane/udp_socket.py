@@ -6,7 +6,7 @@ import errno
 import select
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -36,6 +36,7 @@ _ROOM_SECONDS = 0.02  # to wait for a full queue of the kernel
 _HEADERS = 28  # octets: IP and UDP
 _SEGMENT = struct.Struct("=H")
 _CONTROL_OCTETS = socket.CMSG_SPACE(4)
+_UDP_IN = Count.UDP_IN  # a look-up of the enum's attribute costs, for each packet
 
 
 def segments_in_a_train(path_mtu: int) -> int:
@@ -83,6 +84,7 @@ class UdpSocket:
         self.local: Address = (address, port)
         self._counters = counters
         self._slots = Slots()
+        self._waiting: list[Arrival] = []  # read by `receive_one`, in the first slot
         self._many: ManyReceiver | None = None
         self.expects_bulk = False  # else recvmmsg is not worth loading what it needs
         self._singly = False  # whether datagrams come one by one at present
@@ -96,6 +98,8 @@ class UdpSocket:
         except OSError:
             self._socket.close()
             raise
+        self.sendto: Callable[[bytes, Address], int] = self._socket.sendto
+        """Sends one datagram; what `send` does besides, counting it and minding errors, is left to the caller."""
         self._sends_trains = trains and self._knows(UDP_SEGMENT, 0, "udp_gso")
         if trains:
             self._knows(UDP_GRO, 1, "udp_gro")
@@ -119,20 +123,38 @@ class UdpSocket:
     def receive(self, most: int = RING) -> list[Arrival]:
         """What is there now, up to a few dozen datagrams or `most` trains of them, and where it came from."""
         arrivals = self._receive_many() if self._singly else self._receive_ring(min(most, RING))
-        self._counters.add(Count.UDP_IN, sum(arrival.count for arrival in arrivals))
+        self._counters.values[_UDP_IN] += sum(arrival.count for arrival in arrivals)
         return arrivals
 
+    def receive_one(self) -> tuple[bytes, Address] | None:
+        """A datagram that is there, and where it came from.
+
+        None where nothing is there, or the kernel has joined it with others: `receive` has them.
+        """
+        if self._singly or self._waiting:
+            return None
+        view = self._slots.views[0]
+        try:
+            octets, control, _, remote = self._socket.recvmsg_into((view,), _CONTROL_OCTETS)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            self._counters.failed("udp_receive", error)
+            return None
+        if control:
+            self._waiting.append(Arrival(self._slots, remote, 0, 1, octets, _segment(control, octets)))
+            return None
+        self._counters.values[_UDP_IN] += 1
+        return bytes(view[:octets]), remote
+
     def _receive_ring(self, most: int) -> list[Arrival]:
-        arrivals: list[Arrival] = []
+        arrivals, self._waiting = self._waiting, []
         slots, receive = self._slots, self._socket.recvmsg_into
         single = 0
         try:
-            for slot in range(most):
+            for slot in range(len(arrivals), most):
                 octets, control, _, remote = receive((slots.views[slot],), _CONTROL_OCTETS)
-                segment = octets
-                for level, kind, value in control:
-                    if level == socket.IPPROTO_UDP and kind == UDP_GRO:
-                        (segment,) = struct.unpack_from("=i", value)
+                segment = _segment(control, octets)
                 arrivals.append(Arrival(slots, remote, slot, 1, octets, segment))
                 single += octets == segment
         except BlockingIOError:
@@ -254,3 +276,12 @@ class UdpSocket:
     def _await_room(self) -> None:
         """The kernel's queue is full: a moment's wait loses nothing, and slows down who fills it."""
         select.select([], [self._socket], [], _ROOM_SECONDS)
+
+
+def _segment(control: Sequence[tuple[int, int, bytes]], octets: int) -> int:
+    """How long each datagram is, but for the last, of what the kernel gave us with these control messages."""
+    for level, kind, value in control:
+        if level == socket.IPPROTO_UDP and kind == UDP_GRO:
+            (segment,) = struct.unpack_from("=i", value)
+            return int(segment)
+    return octets

@@ -19,12 +19,13 @@ NO_PORT = -1  # the packet shows no port: another protocol, a later fragment, or
 _HEADER = struct.Struct("!BxH2xHxB2xII")
 _WHOLE_HEADER = struct.Struct("!BBHHHBBH4s4s")
 _PORTS = struct.Struct("!HH")
-_WITH_PORTS = frozenset({TCP, UDP, 33, 132, 136})  # and DCCP, SCTP, UDP-Lite: all have the ports in front
+WITH_PORTS = frozenset({TCP, UDP, 33, 132, 136})  # and DCCP, SCTP, UDP-Lite: all have the ports in front
 _FRAGMENT_OFFSET = 0x1FFF
 _FRAGMENT = 0x3FFF  # MF, or an offset
 _DONT_FRAGMENT = 0x4000
 MIN_OCTETS = 20
 MAX_OCTETS = 65535
+WITHOUT_OPTIONS = 0x45  # the first octet of a header of 20 octets: version and length
 
 
 class IpHeader(NamedTuple):
@@ -57,7 +58,7 @@ def parse_ipv4(packet: bytes) -> IpHeader | None:
     header_octets = (first & 0x0F) << 2
     if first >> 4 != 4 or total != octets or not MIN_OCTETS <= header_octets <= octets:
         return None
-    if protocol in _WITH_PORTS and not fragment & _FRAGMENT_OFFSET and octets >= header_octets + 4:
+    if protocol in WITH_PORTS and not fragment & _FRAGMENT_OFFSET and octets >= header_octets + 4:
         source_port, destination_port = _PORTS.unpack_from(packet, header_octets)
     else:
         source_port = destination_port = NO_PORT
@@ -74,7 +75,7 @@ def parse_ipv4(packet: bytes) -> IpHeader | None:
 
 def ports_of(protocol: int, payload: bytes) -> tuple[int, int]:
     """Source and destination port of what an IP packet carries; `NO_PORT` where it shows none."""
-    if protocol not in _WITH_PORTS or len(payload) < _PORTS.size:
+    if protocol not in WITH_PORTS or len(payload) < _PORTS.size:
         return NO_PORT, NO_PORT
     source_port, destination_port = _PORTS.unpack_from(payload)
     return source_port, destination_port
