@@ -143,6 +143,38 @@ def test_forged_packets_cost_themselves_only(suite: EspSuite) -> None:
 
 
 @every_suite
+def test_every_octet_of_an_icv_counts_in_every_row(suite: EspSuite) -> None:
+    sender, receiver = pair(suite)
+    batch = sealed(sender, [bytes(20)] * (2 * suite.icv_octets))
+    forged = [bytearray(packet) for packet in batch]
+    for number in range(suite.icv_octets):
+        forged[2 * number][-1 - number] ^= 0x80
+    result = opened(receiver, [bytes(packet) for packet in forged])
+    assert result is not None
+    assert result.drops == [(Drop.ICV, suite.icv_octets)]
+    late = receiver.open(batch)
+    assert [isinstance(packet, bytes) for packet in late] == [True, False] * suite.icv_octets
+
+
+@every_suite
+def test_batches_in_the_same_memory_do_not_disturb_each_other(suite: EspSuite) -> None:
+    """Ciphers work in place: what one batch leaves behind must not get into another, shorter, longer or elsewhere."""
+    sender, receiver = pair(suite)
+    cache, chance = FrameCache(65507, 64), random.Random(2)
+    memory = np.zeros((40, 0), np.uint8)
+    frames: Frames | None = None
+    for count, begin in ((3, 0), (40, 0), (7, 20), (1, 39), (25, 2)):
+        packets = [chance.randbytes(101) for _ in range(count)]
+        batch = sealed(sender, packets, cache)
+        if frames is None:
+            memory = np.zeros((40, 8 + len(batch[0])), np.uint8)
+            frames = Frames(memory, suite)
+        rows = np.frombuffer(b"".join(batch), np.uint8).reshape(count, -1)
+        memory[begin : begin + count, 8:] = rows
+        assert inner(open_rows(receiver, frames, begin, begin + count)) == packets
+
+
+@every_suite
 def test_a_batch_that_is_not_fresh_is_left_to_be_taken_one_by_one(suite: EspSuite) -> None:
     sender, receiver = pair(suite)
     packets = [b"%04d" % number for number in range(30)]
