@@ -9,7 +9,6 @@ from types import BuiltinMethodType
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
-import numpy.typing as npt
 from cryptography.hazmat.primitives.constant_time import bytes_eq
 
 from .frames import Frames, Items, Rows
@@ -73,7 +72,7 @@ class BatchCbc:
         """Where to put plaintexts: each behind the block for its IV."""
         return frames.chain[:, frames.suite.iv_octets :]
 
-    def seal(self, frames: Frames, count: int, sequences: npt.NDArray[np.uint32]) -> None:
+    def seal(self, frames: Frames, count: int) -> None:
         """Seal the first `count` rows.
 
         Each IV is the ciphertext of a fresh random block, as in `CbcHmac`, so nobody can predict it (RFC 3602, 3).
@@ -112,7 +111,7 @@ class BatchNull:
         """Where to put plaintexts: where they stay."""
         return frames.bodies
 
-    def seal(self, frames: Frames, count: int, sequences: npt.NDArray[np.uint32]) -> None:
+    def seal(self, frames: Frames, count: int) -> None:
         """Put the ICV behind the first `count` rows."""
         frames.icvs[:count] = self._integrity.icvs(frames, 0, count)
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from ..wire.ip import NO_NEXT_HEADER
 from .batch_gcm import BatchGcm
@@ -27,7 +26,7 @@ class BatchTransform(Protocol):
         """Where to put plaintexts, padded, before `seal`."""
         ...
 
-    def seal(self, frames: Frames, count: int, sequences: npt.NDArray[np.uint32]) -> None:
+    def seal(self, frames: Frames, count: int) -> None:
         """Make ESP packets of the first `count` plaintexts; their headers are there already."""
         ...
 
@@ -72,10 +71,9 @@ def seal_rows(sa: OutboundSa, frames: Frames, count: int, inner_octets: int, nex
     transform = _outbound(sa)
     alignment = sa.suite.cipher.alignment
     transform.plaintext(frames)[:count, inner_octets:] = _trailer(alignment, inner_octets % alignment, next_header)
-    sequences = np.arange(first, first + count, dtype=np.uint32)
-    frames.headers[:count, 0] = sa.spi
-    frames.sequences[:count] = sequences
-    transform.seal(frames, count, sequences)
+    number = sa.spi << 32 | first
+    frames.header_numbers[:count] = np.arange(number, number + count, dtype=np.uint64)
+    transform.seal(frames, count)
     sa.account(count, count * inner_octets)
 
 

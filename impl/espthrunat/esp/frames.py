@@ -32,8 +32,9 @@ class Frames:
         self._body = FRONT_OCTETS + HEADER_OCTETS + suite.iv_octets  # where the ciphertext begins
         self._icv = array.shape[1] - suite.icv_octets
         self.body_octets = self._icv - self._body
-        self.headers = array[:, FRONT_OCTETS : FRONT_OCTETS + HEADER_OCTETS].view(BIG_ENDIAN)  # SPI, sequence number
-        self.sequences = self.headers[:, 1]
+        headers = array[:, FRONT_OCTETS : FRONT_OCTETS + HEADER_OCTETS]  # SPI, sequence number
+        self.header_numbers = headers.view(">u8")[:, 0]  # both as one number
+        self.sequences = headers.view(BIG_ENDIAN)[:, 1]
         self.ivs = array[:, FRONT_OCTETS + HEADER_OCTETS : self._body]
         self.bodies = array[:, self._body : self._icv]  # plaintext or ciphertext
         self.bodies_with_iv = array[:, FRONT_OCTETS + HEADER_OCTETS : self._icv]
