@@ -48,7 +48,7 @@ def _headers(packet: SuperPacket, first: int, count: int) -> bytes | bytearray:
     if not is_tcp or first + count < packet.count:
         return octets
     headers = bytearray(octets)  # FIN and PSH belong to the last
-    headers[(count - 1) * len(template) + packet.ip_octets + _FLAGS] = flags & (0xFF if packet.count == 1 else ~CWR)
+    headers[(count - 1) * len(template) + packet.ip_octets + _FLAGS] = flags & ~CWR
     return headers
 
 
