@@ -143,6 +143,38 @@ def test_forged_packets_cost_themselves_only(suite: EspSuite) -> None:
 
 
 @every_suite
+def test_every_octet_of_an_icv_counts_in_every_row(suite: EspSuite) -> None:
+    sender, receiver = pair(suite)
+    batch = sealed(sender, [bytes(20)] * (2 * suite.icv_octets))
+    forged = [bytearray(packet) for packet in batch]
+    for number in range(suite.icv_octets):
+        forged[2 * number][-1 - number] ^= 0x80
+    result = opened(receiver, [bytes(packet) for packet in forged])
+    assert result is not None
+    assert result.drops == [(Drop.ICV, suite.icv_octets)]
+    late = receiver.open(batch)
+    assert [isinstance(packet, bytes) for packet in late] == [True, False] * suite.icv_octets
+
+
+@every_suite
+def test_batches_in_the_same_memory_do_not_disturb_each_other(suite: EspSuite) -> None:
+    """Ciphers work in place: what one batch leaves behind must not get into another, shorter, longer or elsewhere."""
+    sender, receiver = pair(suite)
+    cache, chance = FrameCache(65507, 64), random.Random(2)
+    memory = np.zeros((40, 0), np.uint8)
+    frames: Frames | None = None
+    for count, begin in ((3, 0), (40, 0), (7, 20), (1, 39), (25, 2)):
+        packets = [chance.randbytes(101) for _ in range(count)]
+        batch = sealed(sender, packets, cache)
+        if frames is None:
+            memory = np.zeros((40, 8 + len(batch[0])), np.uint8)
+            frames = Frames(memory, suite)
+        rows = np.frombuffer(b"".join(batch), np.uint8).reshape(count, -1)
+        memory[begin : begin + count, 8:] = rows
+        assert inner(open_rows(receiver, frames, begin, begin + count)) == packets
+
+
+@every_suite
 def test_a_batch_that_is_not_fresh_is_left_to_be_taken_one_by_one(suite: EspSuite) -> None:
     sender, receiver = pair(suite)
     packets = [b"%04d" % number for number in range(30)]
@@ -195,19 +227,21 @@ def test_trailers_are_looked_at_row_by_row(suite: EspSuite) -> None:
     [bytes([1, 2, 3, 9, 4, 4]), bytes([0, 0, 0, 0, 4, 4]), bytes([1, 2, 3, 4, 255, 4])],
     ids=["last octet", "zeros", "longer than the packet"],
 )
-def test_padding_must_describe_itself(suite: EspSuite, trailer: bytes) -> None:
+@pytest.mark.parametrize("wrong", [{2}, {0}, {0, 1, 2, 3}], ids=["a row", "the first", "all"])
+def test_padding_must_describe_itself(suite: EspSuite, trailer: bytes, wrong: set[int]) -> None:
     sender, receiver = pair(suite)
     transform = sender.transform
     good = bytes(26) + bytes([1, 2, 3, 4, 4, 4])
-    plaintexts = [good, good, bytes(32 - len(trailer)) + trailer, good]
+    bad = bytes(32 - len(trailer)) + trailer
+    plaintexts = [bad if number in wrong else good for number in range(4)]
     batch = [
         transform.seal(SPI.to_bytes(4, "big") + number.to_bytes(4, "big"), transform.seed(number), plaintext)
         for number, plaintext in enumerate(plaintexts, 1)
     ]
     result = opened(receiver, batch)
-    assert inner(result) == [bytes(26)] * 3
+    assert inner(result) == [bytes(26)] * (4 - len(wrong))
     assert result is not None
-    assert result.drops == [(Drop.PADDING, 1)]
+    assert result.drops == [(Drop.PADDING, len(wrong))]
 
 
 @every_suite

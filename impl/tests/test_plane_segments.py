@@ -80,7 +80,8 @@ def test_cutting_is_what_a_kernel_does(packet_and_segment: tuple[bytes, int], ex
         count = min(3, full - first)
         rows = as_rows([b""] * count, parts.header_octets + segment + extra)
         fill_rows(parts, first, rows)
-        assert [row.tobytes() for row in rows] == [packet + bytes(extra) for packet in expected[first : first + count]]
+        rest = b"\xee" * extra
+        assert [row.tobytes() for row in rows] == [packet + rest for packet in expected[first : first + count]]
 
 
 @pytest.mark.parametrize("first", [0xFFFF, 1, 2, 3, 4, 5])
@@ -98,6 +99,26 @@ def test_the_checksum_of_a_header_may_turn_over_within_a_train(first: int) -> No
     train = joined(expected, protocol=UDP)
     assert train is not None
     assert again(train, expected[0]) == expected
+
+
+@pytest.mark.parametrize("protocol", [TCP, UDP])
+def test_the_sum_of_a_pseudo_header_may_turn_over(protocol: int) -> None:
+    """Whatever addresses come to, with the length of a segment and the protocol."""
+    packet = ip_packet(protocol, tcp(bytes(30)) if protocol == TCP else udp(bytes(30)))
+    for gap in range(60):
+        last_word = (0xFFFF - gap - word_sum(packet[12:18])) % 0xFFFF
+        odd = packet[:18] + struct.pack("!H", last_word) + packet[20:]
+        assert word_sum(odd[12:20]) == 0xFFFF - gap
+        parts = SuperPacket.of(odd, 10)
+        assert parts is not None
+        expected = cut(odd, 10)
+        rows = as_rows([b""] * 3, len(expected[0]))
+        fill_rows(parts, 0, rows)
+        assert [row.tobytes() for row in rows] == expected
+        assert all(map(is_right, expected))
+        train = joined(expected, protocol=protocol)
+        assert train is not None
+        assert train.count == 3
 
 
 @fuzz(100)

@@ -61,9 +61,9 @@ class BatchGcm:
         """Where to put plaintexts: they are encrypted where they lie."""
         return frames.bodies
 
-    def seal(self, frames: Frames, count: int, sequences: npt.NDArray[np.uint32]) -> None:
+    def seal(self, frames: Frames, count: int) -> None:
         """Seal the first `count` rows. The IV is the sequence number, as in `Gcm`: it cannot repeat under one key."""
-        frames.counters[:count] = sequences  # the other half stays zero, as it was made
+        frames.counters[:count] = frames.sequences[:count]  # the other half stays zero, as it was made
         _nonces.fill(self._salt, frames.iv_numbers[:count])
         deque(  # the shortest loop that Python has, and it keeps nothing
             map(

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from ..wire.ip import NO_NEXT_HEADER
 from .batch_gcm import BatchGcm
@@ -27,7 +26,7 @@ class BatchTransform(Protocol):
         """Where to put plaintexts, padded, before `seal`."""
         ...
 
-    def seal(self, frames: Frames, count: int, sequences: npt.NDArray[np.uint32]) -> None:
+    def seal(self, frames: Frames, count: int) -> None:
         """Make ESP packets of the first `count` plaintexts; their headers are there already."""
         ...
 
@@ -72,10 +71,9 @@ def seal_rows(sa: OutboundSa, frames: Frames, count: int, inner_octets: int, nex
     transform = _outbound(sa)
     alignment = sa.suite.cipher.alignment
     transform.plaintext(frames)[:count, inner_octets:] = _trailer(alignment, inner_octets % alignment, next_header)
-    sequences = np.arange(first, first + count, dtype=np.uint32)
-    frames.headers[:count, 0] = sa.spi
-    frames.sequences[:count] = sequences
-    transform.seal(frames, count, sequences)
+    number = sa.spi << 32 | first
+    frames.header_numbers[:count] = np.arange(number, number + count, dtype=np.uint64)
+    transform.seal(frames, count)
     sa.account(count, count * inner_octets)
 
 
@@ -112,42 +110,48 @@ def open_rows(sa: InboundSa, frames: Frames, begin: int, end: int) -> Opened | N
         good = [row for row in range(end - begin) if row not in wrong]
         plain, sequences = plain[good], [sequences[row] for row in good]
     sa.mark(sequences)
-    for first, last in itertools.pairwise(_borders(plain)):
-        _unwrap(sa, plain[first:last], opened)
+    if len(plain):
+        _unwrap(sa, plain, opened)
     for why, number in opened.drops:
         sa.dropped[why.value] += number
     return opened
 
 
-def _borders(plain: Rows) -> list[int]:
-    """Where another trailer begins than the row before had, first and last included: mostly there is one kind."""
-    if not len(plain):
-        return []
-    trailers = plain[:, -TRAILER_OCTETS:]
-    if are_equal(trailers, trailers[0].tobytes()):
-        return [0, len(plain)]
-    edges = np.flatnonzero((trailers[1:] != trailers[:-1]).any(axis=1)) + 1
-    return [0, *edges.tolist(), len(plain)]
-
-
 def _unwrap(sa: InboundSa, plain: Rows, opened: Opened) -> None:
+    """Take padding and trailers from authentic rows, of which there is at least one."""
+    pad_octets, next_header = plain[0, -TRAILER_OCTETS:].tolist()
+    usual = PADDING[:pad_octets] + bytes((pad_octets, next_header))
+    if are_equal(plain[:, -len(usual) :], usual):  # mostly all are of one kind and right, seen at one glance
+        _hand_over(sa, plain[:, : -len(usual)], next_header, opened)
+        return
+    trailers = plain[:, -TRAILER_OCTETS:]
+    edges = np.flatnonzero((trailers[1:] != trailers[:-1]).any(axis=1)) + 1
+    for first, last in itertools.pairwise([0, *edges.tolist(), len(plain)]):
+        _unwrap_kind(sa, plain[first:last], opened)
+
+
+def _unwrap_kind(sa: InboundSa, plain: Rows, opened: Opened) -> None:
     """Take padding and trailer, which are of one kind, from authentic rows, and see whether they are right."""
     pad_octets, next_header = plain[0, -TRAILER_OCTETS:].tolist()
     inner_octets = plain.shape[1] - TRAILER_OCTETS - pad_octets
     if inner_octets < 0:
         opened.drop(Drop.PADDING, len(plain))
         return
-    if pad_octets and not are_equal(plain[:, inner_octets:-TRAILER_OCTETS], PADDING[:pad_octets]):
-        padding = np.frombuffer(PADDING[:pad_octets], np.uint8)
-        wrong = (plain[:, inner_octets:-TRAILER_OCTETS] != padding).any(axis=1)
+    padding = np.frombuffer(PADDING[:pad_octets], np.uint8)
+    wrong = (plain[:, inner_octets:-TRAILER_OCTETS] != padding).any(axis=1)
+    if wrong.any():
         opened.drop(Drop.PADDING, int(wrong.sum()))
         plain = plain[~wrong]
-    if not len(plain):
-        return
+    if len(plain):
+        _hand_over(sa, plain[:, :inner_octets], next_header, opened)
+
+
+def _hand_over(sa: InboundSa, inner: Rows, next_header: int, opened: Opened) -> None:
+    """Inner packets of one length come out if the SA carries what they are."""
     if sa.next_header is not None and next_header != sa.next_header and next_header != NO_NEXT_HEADER:
-        opened.drop(Drop.NEXT_HEADER, len(plain))
+        opened.drop(Drop.NEXT_HEADER, len(inner))
     elif next_header == NO_NEXT_HEADER and sa.next_header != NO_NEXT_HEADER:
-        opened.drop(Drop.DUMMY, len(plain))
+        opened.drop(Drop.DUMMY, len(inner))
     else:
-        sa.account(len(plain), len(plain) * inner_octets)
-        opened.groups.append((plain[:, :inner_octets], next_header))
+        sa.account(len(inner), inner.size)
+        opened.groups.append((inner, next_header))

@@ -12,6 +12,8 @@ from .suites import HEADER_OCTETS, TRAILER_OCTETS, EspSuite
 
 Rows = npt.NDArray[np.uint8]
 """Octets of equal packets: one row a packet."""
+Items = npt.NDArray[np.void]
+"""A few octets of each packet, as one item: numpy copies that faster than octets."""
 
 FRONT_OCTETS = 8  # the marker of ESP in UDP lies in front of each packet; zeros, which nobody writes
 BIG_ENDIAN = np.dtype(">u4")
@@ -30,12 +32,12 @@ class Frames:
         self._body = FRONT_OCTETS + HEADER_OCTETS + suite.iv_octets  # where the ciphertext begins
         self._icv = array.shape[1] - suite.icv_octets
         self.body_octets = self._icv - self._body
-        self.headers = array[:, FRONT_OCTETS : FRONT_OCTETS + HEADER_OCTETS].view(BIG_ENDIAN)  # SPI, sequence number
-        self.sequences = self.headers[:, 1]
+        headers = array[:, FRONT_OCTETS : FRONT_OCTETS + HEADER_OCTETS]  # SPI, sequence number
+        self.header_numbers = headers.view(">u8")[:, 0]  # both as one number
+        self.sequences = headers.view(BIG_ENDIAN)[:, 1]
         self.ivs = array[:, FRONT_OCTETS + HEADER_OCTETS : self._body]
         self.bodies = array[:, self._body : self._icv]  # plaintext or ciphertext
         self.bodies_with_iv = array[:, FRONT_OCTETS + HEADER_OCTETS : self._icv]
-        self.icvs = array[:, self._icv :]
 
     @cached_property
     def header_views(self) -> list[memoryview]:
@@ -70,12 +72,38 @@ class Frames:
         return numbers
 
     @cached_property
+    def icvs(self) -> Items:
+        """The ICV of each packet."""
+        return _items(self.array[:, self._icv :])
+
+    @cached_property
     def chain(self) -> Rows:
         """A block for the IV and the plaintext of each packet, without gaps: a cipher is fed all at once."""
-        return np.empty((self.array.shape[0], self.suite.iv_octets + self.body_octets), np.uint8)
+        whole: Rows = self._chain[: -self.suite.iv_octets].reshape(self.array.shape[0], -1)
+        return whole
+
+    @cached_property
+    def chain_blocks(self) -> Items:
+        """The blocks for the IVs in `chain`."""
+        return _items(self.chain[:, : self.suite.iv_octets])
+
+    @cached_property
+    def chain_memory(self) -> memoryview:
+        """The memory of `chain`, and the block more that a cipher wants to have behind what it puts out."""
+        return self._chain.data
+
+    @cached_property
+    def _chain(self) -> Rows:
+        block = self.suite.iv_octets
+        return np.empty(self.array.shape[0] * (block + self.body_octets) + block, np.uint8)
 
     def _views(self, begin: int, end: int) -> list[memoryview]:
         return [row.data for row in self.array[:, begin:end]]
+
+
+def _items(rows: Rows) -> Items:
+    items: Items = rows.view(f"V{rows.shape[1]}")[:, 0]
+    return items
 
 
 def are_equal(rows: npt.NDArray[Any], octets: bytes) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import numpy.typing as npt
 
-from ..esp.frames import Rows
+from ..esp.frames import Rows, are_equal
 
 Sums = npt.NDArray[np.uint32]
 """Sums of 16-bit words as this machine reads them, modulo 0xFFFF, not reduced yet.
@@ -24,20 +26,26 @@ def row_sums(rows: Rows) -> Sums:
     return sums
 
 
-def put_checksums(rows: Rows, at: int, sums: Sums, more: int = 0) -> None:
-    """Write the checksums of rows that, the checksum's own words being zero, sum up to `sums` and `more` at octet `at`.
+def put_checksums(rows: Rows, at: int, sums: Sums) -> None:
+    """Write checksums at octet `at` of rows that, with whatever was there before, sum up to `sums`.
 
-    0 is written as 0xFFFF, which is the same number, and in UDP means that there is a checksum (RFC 768).
+    What was there is zero, or the sum of a pseudo header that belongs to it. 0 is written as 0xFFFF, which is the
+    same number, and in UDP means that there is a checksum (RFC 768).
     """
-    rows[:, at : at + 2].view("<u2")[:, 0] = 0xFFFF - (sums + _swapped(more)) % 0xFFFF
+    rows[:, at : at + 2].view("<u2")[:, 0] = ~(sums % 0xFFFF)  # of which the lower half counts
 
 
 def are_wrong(sums: Sums, more: int) -> npt.NDArray[np.bool_]:
     """Which rows have a wrong checksum: with it and `more` their `sums` should be zero."""
-    wrong: npt.NDArray[np.bool_] = (sums + _swapped(more)) % 0xFFFF != 0
+    wrong: npt.NDArray[np.bool_] = sums % 0xFFFF != _missing(more)
     return wrong
 
 
-def _swapped(total: int) -> int:
-    """A sum of words in network order as it is of swapped ones."""
-    return total * 256 % 0xFFFF
+def are_right(sums: Sums, more: int) -> bool:
+    """Whether `are_wrong` is true for no row: one comparison of plain memory."""
+    return are_equal(sums % 0xFFFF, _missing(more).to_bytes(sums.itemsize, sys.byteorder))
+
+
+def _missing(more: int) -> int:
+    """What swapped words must sum up to where words in network order that sum up to `more` would make it zero."""
+    return -more * 256 % 0xFFFF

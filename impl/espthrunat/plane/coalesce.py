@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ..esp.frames import Rows, are_equal
 from ..wire.ip import MAX_OCTETS, MIN_OCTETS, TCP, UDP, checksum, ones_sum
-from .checksums import are_wrong, row_sums
+from .checksums import are_right, are_wrong, row_sums
 from .header_train import are_following
 from .super_packet import CHECKSUM_OFFSETS, PSH, UDP_OCTETS
 
@@ -125,7 +125,7 @@ def leading_train(rows: Rows, ip_octets: int, protocol: int) -> Train | None:
     is_plain = protocol != TCP or header[at + _FLAGS] == _ACK
     if is_plain and are_following(heads, header, at, protocol, segment):  # the usual thing, seen at one glance
         count = len(rows)
-        if at and (ones_sum(header[:at]) or not _are_right(rows, at, protocol)):
+        if at and (ones_sum(header[:at]) or not _are_right(rows, header, at, protocol)):
             count = _with_right_checksums(rows, at, protocol)
     else:
         count = _leading_alike(rows, octets, at, protocol)
@@ -171,18 +171,30 @@ def _leading_flags(flags: bytes) -> int:
     return count + (flags[count : count + 1] == _ACK_PSH)
 
 
-def _are_right(rows: Rows, at: int, protocol: int) -> bool:
-    """Whether all packets, which agree in all else, have transport checksums and right ones."""
-    return not _transport_is_wrong(rows, at, protocol).any()
+def _are_right(rows: Rows, header: bytes, at: int, protocol: int) -> bool:
+    """Whether all packets, which agree with `header` in all else, have transport checksums and right ones."""
+    sums = row_sums(rows[:, at:])
+    return are_right(sums, _pseudo(rows, header, at, protocol)) and not (protocol == UDP and _have_none(rows, at).any())
 
 
 def _transport_is_wrong(rows: Rows, at: int, protocol: int) -> npt.NDArray[np.bool_]:
     """Which packets, which agree in all else, have no transport checksum or a wrong one."""
-    pseudo = ones_sum(rows[0, 12:20].tobytes()) + protocol + rows.shape[1] - at
-    wrong = are_wrong(row_sums(rows[:, at:]), pseudo)
+    wrong = are_wrong(row_sums(rows[:, at:]), _pseudo(rows, rows[0, :at].tobytes(), at, protocol))
     if protocol == UDP:
-        wrong |= rows[:, at + 6 : at + 8].view(">u2")[:, 0] == 0
+        wrong |= _have_none(rows, at)
     return wrong
+
+
+def _pseudo(rows: Rows, header: bytes, at: int, protocol: int) -> int:
+    """The sum of the pseudo header of packets that all have the addresses of `header`."""
+    octets: int = rows.shape[1] - at
+    return ones_sum(header[12:20]) + protocol + octets
+
+
+def _have_none(rows: Rows, at: int) -> npt.NDArray[np.bool_]:
+    """Which UDP packets have no checksum."""
+    none: npt.NDArray[np.bool_] = rows[:, at + 6 : at + 8].view(">u2")[:, 0] == 0
+    return none
 
 
 def _with_right_checksums(rows: Rows, at: int, protocol: int) -> int:
