@@ -103,8 +103,8 @@ class CbcHmac:
         self._block_octets = suite.iv_octets
         # The initial IV only reaches the ciphertext of the random block, which nobody decrypts.
         cipher = Cipher(_BLOCK_CIPHERS[suite.transform_id](key), modes.CBC(bytes(self._block_octets)))
-        self.encrypt = cipher.encryptor().update
-        self.decrypt = cipher.decryptor().update
+        self.encryptor = cipher.encryptor()
+        self.decryptor = cipher.decryptor()
         self.integrity = integrity
 
     def seed(self, sequence: int) -> bytes:
@@ -113,13 +113,13 @@ class CbcHmac:
 
     def seal(self, header: bytes, seed: bytes, plaintext: bytes) -> bytes:
         """See `Transform.seal`; the IV is the encrypted `seed`."""
-        covered = header + self.encrypt(seed + plaintext)
+        covered = header + self.encryptor.update(seed + plaintext)
         return covered + self.integrity.icv(covered)
 
     def open(self, packet: bytes) -> bytes | None:
         """See `Transform.open`."""
         covered = self.integrity.checked(packet)
-        return None if covered is None else self.decrypt(covered[HEADER_OCTETS:])[self._block_octets :]
+        return None if covered is None else self.decryptor.update(covered[HEADER_OCTETS:])[self._block_octets :]
 
 
 class NullHmac:
