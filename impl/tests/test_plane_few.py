@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from unittest.mock import Mock
 
 import msgspec
@@ -13,7 +14,7 @@ from plain_segments import ip_packet, tcp, udp
 from espthrunat.esp.policy import Selectors
 from espthrunat.esp.sa import SOFT_SEQUENCE, InboundSa, OutboundSa
 from espthrunat.esp.suites import SUITES
-from espthrunat.messages import AddSa, Direction, Encapsulation, Expire, Path, Selector
+from espthrunat.messages import AddSa, DeleteSa, Direction, Encapsulation, Expire, Path, Selector
 from espthrunat.plane import bulk, inbound
 from espthrunat.plane.sadb import Outbound
 from espthrunat.wire.ip import ICMP, TCP, UDP, parse_ipv4
@@ -238,6 +239,22 @@ def test_a_flow_of_one_sa_is_none_of_another() -> None:
         alone(way, sender, DATA)
     assert way.kernel[-1] == DATA
     assert way.dropped()["drop_inner_selector"] == 2
+
+
+def test_keys_do_not_outlive_their_sas() -> None:
+    """Whatever is kept to know the next packet of a flow."""
+    way_in, way_out = Way(), WayOut("aes128gcm16")
+    known_peer(way_in, DATA)
+    known_flow(way_out)
+    path = Path(*LOCAL, *PEER)
+    inbound, outbound = way_in.sadb.find_inbound(TUNNEL, PEER, LOCAL), next(way_out.sadb.outbound())
+    assert inbound is not None
+    inbound_sa, outbound_sa = weakref.ref(inbound.sa), weakref.ref(outbound.sa)
+    del inbound, outbound
+    way_in.sadb.delete(DeleteSa(TUNNEL, Direction.INBOUND, path))
+    way_out.sadb.delete(DeleteSa(way_out.sa.spi, Direction.OUTBOUND, way_out.sa.path))
+    assert inbound_sa() is None
+    assert outbound_sa() is None
 
 
 def narrow_peer(way: Way) -> OutboundSa:

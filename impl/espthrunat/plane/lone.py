@@ -95,7 +95,7 @@ class LoneReceiver:
         self._tun = tun
         self._refuse = refuse
         self._allowed = allowed
-        self._flows: dict[bytes, Inbound] = {}  # that went on unchanged before: selectors stay while an SA lives
+        self._flows = sadb.accepted  # went on unchanged before, and an SA's selectors stay while it lives
 
     def take(self, datagram: bytes, remote: Address, local: Address) -> bool:
         """Open and deliver the ESP packet in a UDP datagram; whether that was done."""

@@ -111,6 +111,8 @@ class SaDatabase:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.routes: dict[bytes, Outbound] = {}
         """Empty whenever a packet may find another outbound SA than before; for who keeps what was found."""
+        self.accepted: dict[bytes, Inbound] = {}
+        """Empty whenever an inbound SA has gone; for who keeps what flows it has let in. No keys outlive their SA."""
         self.policies = PolicyTable(self.routes.clear)
         self.flows = Flows(self._leads_to, clock)  # of transport mode
         self._inbound: dict[InboundKey, Inbound] = {}
@@ -265,6 +267,7 @@ class SaDatabase:
     def _remove_key(self, key: InboundKey) -> None:
         inbound = self._inbound.pop(key, None)
         if inbound is not None:
+            self.accepted.clear()
             _remove(self._by_spi, inbound.sa.spi, inbound)
 
 
