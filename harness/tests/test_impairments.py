@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import re
 import socket
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from natbed.impairments import queueing
+from natbed.impairments import proof, queueing
 from natbed.impairments.base import Impairment, ImpairmentError
 from natbed.impairments.fragments import in_fragments
 from natbed.impairments.link import ImpairedLink
@@ -100,6 +101,33 @@ def test_packets_are_delayed_in_their_order(lab: Lab) -> None:
     assert record.passed["packets"] == 50
     assert max(seconds for _, seconds, _ in flow(lab, 20)) < 0.04
     assert traces(lab) == before
+
+
+@isolated
+@pytest.mark.parametrize("stalls", [0, 2, 3])
+def test_a_machine_that_stood_still_is_measured_again_but_a_delay_that_stays_too_long_is_none(
+    lab: Lab, stalls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure, trains = proof._send, []
+
+    def late(*arguments: object) -> proof.Probes:
+        found = measure(*arguments)  # type: ignore[arg-type]
+        trains.append(found)
+        more = 0.2 if len(trains) <= stalls else 0.0
+        return dataclasses.replace(found, came=[(number, seconds + more) for number, seconds in found.came])
+
+    monkeypatch.setattr(proof, "_send", late)
+    if stalls < 3:
+        with impaired(lab, delay=0.05) as record:
+            assert record.measured["delay"] < 0.1
+        assert len(trains) == stalls + 1
+    else:
+        with (
+            pytest.raises(ImpairmentError, match=r"^delay: 2\d\d\.\d ms instead of 50.0 ms$"),
+            impaired(lab, delay=0.05),
+        ):
+            pytest.fail("it was relied on")
+        assert len(trains) == 3
 
 
 @isolated

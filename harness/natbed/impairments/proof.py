@@ -30,6 +30,7 @@ _ETHERTYPE = struct.Struct("!6s6sH")
 _HEADER = struct.Struct("!BBHHHBBH4s4s")
 _NUMBER = struct.Struct("!Id")
 _SMALL = 60  # octets of a probe
+_ATTEMPTS = 3
 _LATE_SECONDS = 0.3  # beyond all delays, for the last probes on a busy machine
 _SIGMAS = 5.0
 _TIME_TOLERANCE = 0.02  # seconds by which a median delay may be off on a busy machine
@@ -62,7 +63,7 @@ def prove(sender: Interface, receiver: Interface, asked: Impairment) -> dict[str
     measured: dict[str, float] = {}
     shares = bool(asked.loss or asked.every_nth or asked.duplicate or asked.corrupt or asked.reorder)
     if shares or asked.delay:
-        measured |= _judge_probes(_send(sender, receiver, _PROBES if shares else _FEW, asked), asked)
+        measured |= _prove_with_probes(sender, receiver, asked, _PROBES if shares else _FEW)
     if asked.rate and asked.rate <= _FASTEST:
         measured |= _judge_rate(_send_much(sender, receiver, asked.rate), asked)
     if asked.drop_fragments:
@@ -70,6 +71,21 @@ def prove(sender: Interface, receiver: Interface, asked: Impairment) -> dict[str
             raise ImpairmentError(f"{receiver.name}: a fragment has come through")
         measured["fragments"] = 0
     return measured
+
+
+class _TooLateError(ImpairmentError):
+    """Packets took longer than they should: by the impairment, or because the machine stood still."""
+
+
+def _prove_with_probes(sender: Interface, receiver: Interface, asked: Impairment, probes: int) -> dict[str, float]:
+    """Delay and shares. A machine that stood still makes one measurement late, a link that does something else each."""
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            return _judge_probes(_send(sender, receiver, probes, asked), asked)
+        except _TooLateError:
+            if attempt == _ATTEMPTS:
+                raise
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _judge_probes(found: Probes, asked: Impairment) -> dict[str, float]:
@@ -97,8 +113,11 @@ def _judge_probes(found: Probes, asked: Impairment) -> dict[str, float]:
     _share("duplicate", len(found.came) - len(seen), max(len(seen), 1), asked.duplicate)
     _share("corrupt", found.damaged, max(arrived, 1), asked.corrupt)
     least = asked.delay - asked.jitter
-    if measured["delay"] < least - 0.0005 or measured["delay"] > asked.delay + asked.jitter + _TIME_TOLERANCE:
-        raise ImpairmentError(f"delay: {measured['delay'] * 1000:.1f} ms instead of {asked.delay * 1000:.1f} ms")
+    delay = f"delay: {measured['delay'] * 1000:.1f} ms instead of {asked.delay * 1000:.1f} ms"
+    if measured["delay"] < least - 0.0005:
+        raise ImpairmentError(delay)
+    if measured["delay"] > asked.delay + asked.jitter + _TIME_TOLERANCE:
+        raise _TooLateError(delay)
     if asked.reorder:
         early = sum(seconds < least / 2 for seconds in delays)
         measured["reorder"] = early / len(delays)
