@@ -12,7 +12,7 @@ from ..esp.batches import open_rows
 from ..esp.frames import BIG_ENDIAN, Frames, Rows, are_equal
 from ..esp.sa import Drop
 from ..messages import Encapsulation, Mode
-from ..wire.ip import MIN_OCTETS, TCP, UDP, parse_ipv4
+from ..wire.ip import MIN_OCTETS, TCP, UDP, WITHOUT_OPTIONS, parse_ipv4
 from ..wire.udp import ESP_MARKER
 from . import transport
 from .arrivals import SLOT_OCTETS, SLOTS, STRIDE, Arrival
@@ -31,7 +31,6 @@ _GSO = {TCP: GSO_TCPV4, UDP: GSO_UDP_L4}
 _HEADS = 16  # octets: marker, SPI, sequence number
 _MARKER = len(ESP_MARKER)
 _MOST_MISSES = 4
-_WITHOUT_OPTIONS = 0x45  # version and length of an IPv4 header
 
 
 class OneByOne(Protocol):
@@ -201,7 +200,7 @@ class BulkOpener:
                 header is None
                 or header.protocol not in self._joins
                 or header.fragment
-                or first[0] != _WITHOUT_OPTIONS
+                or first[0] != WITHOUT_OPTIONS
                 or not inbound.selectors.matches_inbound(header)
             ):
                 return None, first
