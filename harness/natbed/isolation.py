@@ -177,7 +177,8 @@ class _Call:
 
     def __init__(self, function: Callable[[], Any]) -> None:
         self.function = function
-        self.done = threading.Event()
+        # Nothing of threading: a Ctrl-C that comes at the wrong instruction of its waits leaves their locks held.
+        self.done: queue.SimpleQueue[None] = queue.SimpleQueue()
         self.result: Any = None
         self.error: BaseException | None = None
 
@@ -187,7 +188,7 @@ class _Call:
         except BaseException as error:  # the caller's: raised there
             self.error = error
         finally:
-            self.done.set()
+            self.done.put(None)
 
 
 class NamespaceThread:
@@ -232,7 +233,7 @@ class NamespaceThread:
             call.run()
         else:
             self._calls.put(call)
-            call.done.wait()
+            call.done.get()
         error, call.error = call.error, None
         try:
             if error is not None:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import os
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from types import FrameType, TracebackType
-from typing import Any, Self, TypeVar
+from types import TracebackType
+from typing import Self, TypeVar
 
+from . import interrupts
 from .link import Link
 from .mininet_modules import log, net, util
 from .node import Node
@@ -179,7 +177,7 @@ class Lab:
             return
         begin = time.perf_counter()
         nodes: list[Node] = [*network.hosts, *network.switches]
-        with _interrupts_deferred(), contextlib.ExitStack() as stack:
+        with interrupts.deferred(), contextlib.ExitStack() as stack:
             # Whatever one of these raises, the others still run.
             for node in nodes:
                 stack.callback(node.release)
@@ -193,23 +191,3 @@ def _of_kind(node: Node, kind: type[N]) -> N:
     if not isinstance(node, kind):
         raise KeyError(f"{node.name} is a {type(node).__name__}, not a {kind.__name__}")
     return node
-
-
-@contextlib.contextmanager
-def _interrupts_deferred() -> Iterator[None]:
-    """A Ctrl-C during the block raises KeyboardInterrupt after it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    arrived: list[int] = []
-
-    def remember(number: int, _frame: FrameType | None) -> None:
-        arrived.append(number)
-
-    before: Any = signal.signal(signal.SIGINT, remember)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-        if arrived:
-            raise KeyboardInterrupt

@@ -19,7 +19,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from . import mininet_modules
 from .isolation import NamespaceThread
 from .link import Interface
-from .process import CommandFailed, ProcessNamespace, end_processes, find_program, signal_group
+from .process import CommandFailed, ProcessNamespace, Program, end_processes, find_program, signal_group
 
 T = TypeVar("T")
 AnyProcess = subprocess.Popen[Any]
@@ -44,6 +44,7 @@ class Node(mininet_modules.node.Node):
         self._processes: list[AnyProcess] = []
         self._lock = threading.Lock()
         self._process_namespace: ProcessNamespace | None = None  # from the first program on
+        self._starts_programs = True
         try:
             super().__init__(name, **params)
             self.prepare()
@@ -81,7 +82,8 @@ class Node(mininet_modules.node.Node):
     def popen(self, argv: str | Sequence[str], *more: str, **kwargs: Any) -> AnyProcess:
         """Start a program in the node; none outlives it. `kwargs` are Popen's; stdin is empty by default.
 
-        A string is split at spaces, as Mininet does. Raises FileNotFoundError when there is no such program.
+        A string is split at spaces, as Mininet does. Raises FileNotFoundError when there is no such program, and
+        `NodeError` when the node is being taken down.
         """
         words = [*(argv.split() if isinstance(argv, str) else argv), *more]
         kwargs.setdefault("stdin", subprocess.DEVNULL)
@@ -90,10 +92,12 @@ class Node(mininet_modules.node.Node):
         command = [find_program(words[0]), *words[1:]]
 
         def start() -> AnyProcess:
+            if not self._starts_programs:
+                raise NodeError(f"{self.name} is being taken down")
             if self._process_namespace is None:
                 self._process_namespace = ProcessNamespace()
             # Listed in the same breath as started: an interrupt of the caller loses none.
-            process: AnyProcess = subprocess.Popen(command, **kwargs)
+            process = Program(command, **kwargs)
             with self._lock:
                 self._processes = [other for other in self._processes if other.poll() is None]
                 self._processes.append(process)
@@ -249,6 +253,9 @@ class Node(mininet_modules.node.Node):
         with self._lock:
             return [process for process in self._processes if process.poll() is None]
 
+    def _start_no_more(self) -> None:
+        self._starts_programs = False
+
     def hang_up(self) -> None:
         """Tell Mininet's shell that its terminal is gone; shells ignore SIGTERM."""
         if self.shell is not None:
@@ -262,6 +269,9 @@ class Node(mininet_modules.node.Node):
 
     def release(self) -> None:
         """Kill what still runs in the node, and close it."""
+        if self._thread.open:
+            # One that another thread starts just now is listed first: what is not waited for holds its namespace.
+            self.call(self._start_no_more)
         if self._process_namespace is not None:
             self._process_namespace.kill()
         with self._lock:

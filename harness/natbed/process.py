@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from . import interrupts
 from .isolation import CLONE_NEWPID, SYSTEM_PATHS, unshare
 
 GRACE = 1.0  # seconds between SIGTERM and SIGKILL
@@ -28,6 +29,21 @@ class CommandFailed(Exception):  # noqa: N818 - reads as what happened
         self.stderr = stderr
 
 
+class Program(subprocess.Popen[Any]):
+    """A Popen whose questions after its end a Ctrl-C does not tear: Popen's own may leave a lock held, for ever."""
+
+    def poll(self) -> int | None:
+        """The exit code, None while it runs."""
+        with interrupts.deferred():
+            return super().poll()
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the end, `timeout` seconds at most, and return the exit code. Raises subprocess.TimeoutExpired."""
+        if timeout is not None and self.returncode is None and not await_exit(self.pid, time.monotonic() + timeout):
+            raise subprocess.TimeoutExpired(self.args, timeout)
+        return super().wait()
+
+
 class ProcessNamespace:
     """A PID namespace for all further children of the thread that makes it, and for their descendants.
 
@@ -38,7 +54,7 @@ class ProcessNamespace:
     def __init__(self) -> None:
         command = [find_program("setpriv"), "--pdeathsig", "KILL", "--", find_program("sleep"), "infinity"]
         unshare(CLONE_NEWPID)
-        self._first = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0)
+        self._first = Program(command, stdin=subprocess.DEVNULL, process_group=0)
 
     def kill(self) -> None:
         """Kill everything in it. Children of the harness are then to be waited for, before `wait`."""

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
+import pathlib
+import queue
 import signal
 import socket
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from inhabitants import inhabitants
 
+from natbed.isolation import IsolationError
 from natbed.node import CommandFailed, Node, NodeError
 from natbed.node_kinds import Router
+from natbed.process import Program
 
 pytestmark = pytest.mark.usefixtures("isolated")
 
@@ -125,6 +130,36 @@ def test_nothing_is_left_of_a_node() -> None:
     assert stubborn.returncode == -signal.SIGKILL
     assert set(os.listdir("/proc/self/fd")) == descriptors  # noqa: PTH208
     assert threading.active_count() == threads
+
+
+def test_a_program_that_is_being_started_does_not_hold_up_the_end(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupt takes a lab down whatever else is going on; a child that nobody waits for would hold it for ever."""
+    pids: queue.SimpleQueue[int] = queue.SimpleQueue()
+    go_on = threading.Event()
+
+    class Slow(Program):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            pids.put(self.pid)
+            go_on.wait(10)
+
+    node.run(["true"])
+    monkeypatch.setattr("natbed.node.Program", Slow)
+    starting = threading.Thread(target=node.popen, args=(["sleep", "100"],), daemon=True)
+    starting.start()
+    pid = pids.get(timeout=10)
+    ending = threading.Thread(target=node.release, daemon=True)
+    ending.start()
+    ending.join(0.2)
+    try:
+        assert pathlib.Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z", "the end waits for the start"
+    finally:
+        go_on.set()
+    ending.join(10)
+    assert not ending.is_alive()
+    assert not pathlib.Path(f"/proc/{pid}").exists(), "ended and waited for"
+    with pytest.raises(IsolationError, match="alice has ended"):
+        node.popen(["true"])
 
 
 def test_a_node_that_cannot_be_made_leaves_nothing() -> None:
