@@ -211,7 +211,7 @@ class Running:
 
     def __init__(self, cwd: pathlib.Path, results: pathlib.Path) -> None:
         arguments = ["run", "A", "--clients", "1", "--seconds", "60", "--results", str(results)]
-        self.process = start([*NATBED, *arguments], cwd)
+        self.process = start([sys.executable, "-X", "faulthandler", *NATBED[1:], *arguments], cwd)
         self.namespaces: set[int] = set()
         self.commands: dict[int, str] = {}  # by pidfd: process and inode numbers are given to others after their end
 
@@ -245,6 +245,15 @@ class Running:
             assert ended, f"still there after {seconds:g} s: {list(left.values())}"
             for descriptor in ended:
                 del left[descriptor]
+
+    def ended(self) -> tuple[str, str]:
+        """What it has said, and its complaints, once it has ended. Says where it stands where it does not end."""
+        try:
+            return self.process.communicate(timeout=DEADLINE)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGABRT)
+            _, errors = self.process.communicate(timeout=DEADLINE)
+            pytest.fail(f"it had not ended after {DEADLINE:g} s, when it stood here:\n{errors}")
 
     def close(self) -> None:
         """End it and what it has left behind, which else would hold its pipes open."""
@@ -297,7 +306,7 @@ def test_ctrl_c_is_exit_code_130_one_line_and_nothing_left(
 ) -> None:
     running.await_step(step)
     running.process.send_signal(signal.SIGINT)
-    output, errors = running.process.communicate(timeout=DEADLINE)
+    output, errors = running.ended()
     assert running.process.returncode == 130, errors
     assert errors.splitlines()[-1] == "natbed: interrupted; everything is taken down"
     assert "Traceback" not in errors
