@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import math
 import select
 import socket
 import statistics
 import struct
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from natbed.link import Interface
@@ -32,6 +33,7 @@ _NUMBER = struct.Struct("!Id")
 _SMALL = 60  # octets of a probe
 _ATTEMPTS = 3
 _LATE_SECONDS = 0.3  # beyond all delays, for the last probes on a busy machine
+_STEP = 0.01  # seconds that are waited for them at once
 _SIGMAS = 5.0
 _TIME_TOLERANCE = 0.02  # seconds by which a median delay may be off on a busy machine
 _FASTEST = 200e6  # bit/s; faster, this process would be what is measured
@@ -63,9 +65,10 @@ def prove(sender: Interface, receiver: Interface, asked: Impairment) -> dict[str
     measured: dict[str, float] = {}
     shares = bool(asked.loss or asked.every_nth or asked.duplicate or asked.corrupt or asked.reorder)
     if shares or asked.delay:
-        measured |= _prove_with_probes(sender, receiver, asked, _PROBES if shares else _FEW)
+        probes = _PROBES if shares else _FEW
+        measured |= _once_more_if_late(lambda: _judge_probes(_send(sender, receiver, probes, asked), asked))
     if asked.rate and asked.rate <= _FASTEST:
-        measured |= _judge_rate(_send_much(sender, receiver, asked.rate), asked)
+        measured |= _once_more_if_late(lambda: _judge_rate(_send_much(sender, receiver, asked.rate), asked))
     if asked.drop_fragments:
         if _send(sender, receiver, _FEW, asked, fragments=True).came:
             raise ImpairmentError(f"{receiver.name}: a fragment has come through")
@@ -77,11 +80,11 @@ class _TooLateError(ImpairmentError):
     """Packets took longer than they should: by the impairment, or because the machine stood still."""
 
 
-def _prove_with_probes(sender: Interface, receiver: Interface, asked: Impairment, probes: int) -> dict[str, float]:
-    """Delay and shares. A machine that stood still makes one measurement late, a link that does something else each."""
+def _once_more_if_late(measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """A machine that stood still makes one measurement late, a link that does something else each: three attempts."""
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            return _judge_probes(_send(sender, receiver, probes, asked), asked)
+            return measure()
         except _TooLateError:
             if attempt == _ATTEMPTS:
                 raise
@@ -153,7 +156,8 @@ def _judge_rate(found: Probes, asked: Impairment) -> dict[str, float]:
         raise ImpairmentError("rate: nothing came through")
     rate = max(found.octets - _BURST, 0) * 8 / seconds
     if abs(rate - asked.rate) > _RATE_TOLERANCE * asked.rate:
-        raise ImpairmentError(f"rate: {rate / 1e6:.2f} Mbit/s instead of {asked.rate / 1e6:.2f} Mbit/s")
+        error = _TooLateError if rate < asked.rate else ImpairmentError
+        raise error(f"rate: {rate / 1e6:.2f} Mbit/s instead of {asked.rate / 1e6:.2f} Mbit/s")
     return {"rate": round(rate)}
 
 
@@ -170,9 +174,7 @@ def _send(sender: Interface, receiver: Interface, count: int, asked: Impairment,
                 _read(reader, found, left)
             wire.send(_frame(sender, receiver, _probe(number), fragments=fragments))
             _read(reader, found, 0)
-        until = time.monotonic() + asked.delay + asked.jitter + _LATE_SECONDS
-        while (left := until - time.monotonic()) > 0:
-            _read(reader, found, left)
+        _read_the_last(reader, found, asked.delay + asked.jitter + _LATE_SECONDS)
     return found
 
 
@@ -190,9 +192,7 @@ def _send_much(sender: Interface, receiver: Interface, rate: float) -> Probes:
             with contextlib.suppress(OSError):  # the queue before the limited rate is full
                 wire.send(_frame(sender, receiver, _probe(number, _LARGE - 34)))
             _read(reader, found, 0)
-        until = time.monotonic() + _LATE_SECONDS
-        while (left := until - time.monotonic()) > 0:
-            _read(reader, found, left)
+        _read_the_last(reader, found, _LATE_SECONDS)
     return found
 
 
@@ -212,13 +212,25 @@ def _sockets(sender: Interface, receiver: Interface) -> tuple[socket.socket, soc
     return reader, wire
 
 
-def _read(reader: socket.socket, found: Probes, timeout: float) -> None:
-    """Take what has come, and wait for the first so long."""
+def _read(reader: socket.socket, found: Probes, timeout: float) -> bool:
+    """Take what has come, and wait for the first so long; whether anything came."""
     if not select.select([reader], [], [], timeout)[0]:
-        return
+        return False
     with contextlib.suppress(BlockingIOError):
         while True:
             _take(reader.recv(2048), found)
+    return True
+
+
+def _read_the_last(reader: socket.socket, found: Probes, seconds: float) -> None:
+    """Take what comes yet, until nothing has for so many seconds in all.
+
+    They are waited for in steps, of which a machine that stands still meanwhile uses up one, not all.
+    """
+    steps = math.ceil(seconds / _STEP)
+    while steps:
+        if not _read(reader, found, _STEP):
+            steps -= 1
 
 
 def _take(packet: bytes, found: Probes) -> None:
