@@ -12,7 +12,7 @@ from typing import Any
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """A Ctrl-C during the block raises KeyboardInterrupt after it. Other threads than the main one never see any."""
+    """A Ctrl-C during the block is handled after it, and after the outermost of several. Other threads see none."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -27,4 +27,4 @@ def deferred() -> Iterator[None]:
     finally:
         signal.signal(signal.SIGINT, before)
         if arrived:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)

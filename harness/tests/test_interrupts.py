@@ -20,6 +20,25 @@ def interrupted(program: str) -> int:
     return int(done.stdout)
 
 
+def test_a_block_that_defers_interrupts_is_whole_or_not_begun() -> None:
+    number = interrupted(
+        "from natbed import interrupts\n"
+        "steps = []\n"
+        "def block():\n"
+        "    steps.clear()\n"
+        "    with interrupts.deferred():\n"
+        "        steps.append('begun')\n"
+        "        with interrupts.deferred():\n"
+        "            steps.append('inner')\n"
+        "        steps.append('done')\n"
+        "places = 0\n"
+        "for places, _ in enumerate(interrupted_everywhere(block), 1):\n"
+        "    assert steps in ([], ['begun', 'inner', 'done']), steps\n"
+        "print(places)\n"
+    )
+    assert number > 50
+
+
 def test_a_node_answers_after_a_call_that_was_interrupted() -> None:
     number = interrupted(
         "import socket\n"
