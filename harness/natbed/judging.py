@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Callable
 from collections.abc import Mapping as MappingOf
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 
 import msgspec
 
@@ -50,15 +52,24 @@ class Judge:
     """Of one lab. What one check finds out, others need: views of the tunnels, mappings of the NATs, plain rates."""
 
     def __init__(
-        self, lab: Lab, protection: Protection, seconds: int, usual: Usual = lambda _encapsulation: ""
+        self,
+        lab: Lab,
+        protection: Protection,
+        seconds: int,
+        usual: Usual = lambda _encapsulation: "",
+        undisturbed: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
-        """`seconds` is the length of each iperf3 measurement; 0 leaves throughput out."""
+        """`seconds` is the length of each iperf3 measurement; 0 leaves throughput out.
+
+        What seems slow is measured again inside `undisturbed()`.
+        """
         self.views: dict[str, TunnelView] = {}  # by tunnel
         self._lab = lab
         self._scenario = lab.scenario
         self._protection = protection
         self._seconds = seconds
         self._usual = usual
+        self._undisturbed = undisturbed
         self._mappings: dict[str, list[Mapping]] = {}  # by NAT
         self._plain_rates: dict[str, PathRates] = {}  # by row, where they had to be measured beforehand
 
@@ -218,6 +229,7 @@ class Judge:
             duration=self._seconds,
             usual=self._usual(self.encapsulation(row)),
             alone=alone,
+            undisturbed=self._undisturbed,
         )
 
     def encapsulation(self, row: str) -> str:

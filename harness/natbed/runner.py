@@ -44,6 +44,7 @@ from .settings import host_settings, identity
 from .stacks.base import Daemon, Stack, StackError
 from .stacks.espthrunat import EspThruNat
 from .tunnels import EndedBadlyError, begin_all, connect, end_all, running, start_anew
+from .turns import Turn
 
 __all__ = [
     "LAB_ERRORS",
@@ -93,7 +94,8 @@ class Run:
         self.started = datetime.datetime.now().astimezone()
         self.folder = store.new_evidence(options.results, scenario.letter, self.started)
         self.lab = self.make_lab()
-        self.judge = Judge(self.lab, options.protection, options.seconds, self._usual_ratio)
+        self.turn = Turn(lambda: progress("waiting for another run, which measures speed undisturbed"))
+        self.judge = Judge(self.lab, options.protection, options.seconds, self._usual_ratio, self.turn.undisturbed)
         self._baseline = baseline.load(options.baseline) if options.seconds and options.baseline else None
         self.checks: list[CheckResult] = []
         self.notes: list[str] = []
@@ -111,6 +113,10 @@ class Run:
 
     def execute(self) -> RunRecord:
         """Run it all. What goes wrong in the lab or the implementation ends as a verdict; an interrupt is raised."""
+        with self.turn:
+            return self._execute()
+
+    def _execute(self) -> RunRecord:
         begin = time.monotonic()
         before = Snapshot.take(runtime_directory()) if isolated() else None
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from contextlib import AbstractContextManager
 
 import pytest
 from run_world import check, options, passed, run
@@ -17,6 +18,7 @@ from natbed.results import baseline
 from natbed.results.baseline import Baseline, Figures
 from natbed.runner import RunOptions
 from natbed.topology_files import find
+from natbed.turns import Turn
 
 pytestmark = pytest.mark.usefixtures("isolated")
 
@@ -67,7 +69,15 @@ def test_a_slow_plane_fails_throughput_and_nothing_else(
     (tmp_path / "slow").mkdir()
     (tmp_path / "slow" / "sitecustomize.py").write_text(SLOW)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "slow"))
+    undisturbed, begun = Turn.undisturbed, []
+
+    def counted(turn: Turn) -> AbstractContextManager[None]:
+        begun.append(turn)
+        return undisturbed(turn)
+
+    monkeypatch.setattr(Turn, "undisturbed", counted)
     slow, _ = run(compared(tmp_path, kept, rekey="both"))
+    assert len(begun) == 1, "what is slow beside other runs is measured again without them"
     result = check(slow, "throughput client1")
     assert result.verdict is Verdict.FAILED, result.reason
     assert [one.name for one in slow.checks if not one.passed] == ["throughput client1"]

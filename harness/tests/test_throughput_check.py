@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -84,6 +85,27 @@ def test_three_times_slower_than_usual_in_one_direction_fails(nodes: Nodes, monk
 def test_of_several_attempts_the_best_of_each_direction_counts(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
     result = judged(nodes, monkeypatch, usual(0.6, 0.8), rates(10, 300), rates(300, 10))
     assert (result.verdict, result.details["ratio"]) == (Verdict.PASSED, {"forward": 0.3, "reverse": 0.3})
+
+
+def test_what_seems_slow_is_measured_again_undisturbed(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    happened: list[str] = []
+    left = [rates(10, 10), rates(20, 20), rates(700, 700)]
+
+    @contextlib.contextmanager
+    def undisturbed() -> Iterator[None]:
+        happened.append("undisturbed")
+        yield
+        happened.append("no longer")
+
+    def found(path: IperfPath, *, duration: int) -> PathRates:
+        if path.client_address != CLIENT[1]:
+            return rates(1000, 1000)
+        happened.append("measured")
+        return left.pop(0)
+
+    monkeypatch.setattr(throughput, "measure_path", found)
+    assert measure(*paths(nodes), usual=usual(0.6, 0.8), undisturbed=undisturbed).passed
+    assert happened == ["measured", "undisturbed", "measured", "measured", "no longer"]
 
 
 def test_a_tunnel_faster_than_the_baseline_passes_with_a_hint(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
