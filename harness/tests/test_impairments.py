@@ -101,7 +101,7 @@ def test_packets_are_delayed_in_their_order(lab: Lab) -> None:
     assert sorted(delays)[25] < 0.09
     assert record.measured["delay"] == pytest.approx(0.055, abs=0.02)
     assert record.passed["packets"] == 50
-    assert min(seconds for _, seconds, _ in flow(lab, 20)) < 0.04, "no longer"
+    assert max(seconds for _, seconds, _ in flow(lab, 20)) < 0.04
     assert traces(lab) == before
 
 
@@ -295,7 +295,7 @@ def test_the_other_direction_is_as_it_was(lab: Lab) -> None:
         said = lab["server"].run(["ping", "-U", "-c", "5", "-i", "0.2", "-W", "2", "203.0.113.17"]).stdout
     milliseconds = [float(text) for text in re.findall(r"time=([\d.]+) ms", said)]
     assert len(milliseconds) == 5
-    assert 50 < min(milliseconds) < 100, "once, not twice"
+    assert 50 < min(milliseconds) <= max(milliseconds) < 100, "once, not twice"
 
 
 @isolated
