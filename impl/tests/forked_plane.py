@@ -5,6 +5,7 @@ Everything else about them is as when their daemon starts them; tests of the sta
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
@@ -67,7 +68,8 @@ class ForkedPlane:
     def send_signal(self, number: signal.Signals) -> None:
         """Does nothing once it has ended."""
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # the status comes from the fork server, a little later
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         """Send SIGKILL."""

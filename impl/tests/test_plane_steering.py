@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path as FilePath
 
@@ -211,6 +212,26 @@ def test_nothing_stays_in_the_kernel(sides: tuple[Namespace, Namespace], tmp_pat
             left.socket.close()
         assert left.ended() == 0
         assert len(rules(here)) == BUILT_IN_RULES
+
+
+@pytest.mark.parametrize("first", ["SIGTERM", "end of stream"])
+def test_nothing_stays_when_its_end_is_asked_for_again_and_again(
+    sides: tuple[Namespace, Namespace], tmp_path: FilePath, first: str
+) -> None:
+    """A killed daemon asks twice within microseconds: its socket ends, and SIGTERM comes."""
+    here, _ = sides
+    for _ in range(4):
+        with plane(here, tmp_path, HERE.configure) as left:
+            left.send(HERE.policy)
+            left.stats()
+            assert len(rules(here)) > BUILT_IN_RULES
+            if first == "end of stream":
+                left.socket.close()
+            deadline = time.monotonic() + DEADLINE
+            while left.process.poll() is None and time.monotonic() < deadline:
+                left.process.send_signal(signal.SIGTERM)
+            assert left.ended() == 0
+            assert len(rules(here)) == BUILT_IN_RULES
 
 
 def test_nothing_stays_when_the_daemon_is_killed(sides: tuple[Namespace, Namespace], tmp_path: FilePath) -> None:

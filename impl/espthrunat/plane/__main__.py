@@ -34,13 +34,13 @@ def main(arguments: list[str]) -> int:
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # numpy's: no matrix is multiplied here, so no thread need wait for one
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.INFO, stream=sys.stderr)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the daemon, which says goodbye to its peers first
-    signal.signal(signal.SIGTERM, _end)
+    sigterm = _sigterm()
     # However the daemon dies, its sockets and keys must not live on here, nor its rules in the kernel. If it died
     # before this line, its socket is at its end already.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     try:
         with socket.socket(fileno=int(arguments[1])) as sock:
-            return _serve(sock)
+            return _serve(sock, sigterm)
     except (ProtocolError, msgspec.MsgspecError) as error:
         _log.error("the daemon's message makes no sense: %s", error)
     except TunGoneError as error:
@@ -50,22 +50,30 @@ def main(arguments: list[str]) -> int:
     return 1
 
 
-def _end(*_: object) -> None:
-    sys.exit(0)
+def _sigterm() -> int:
+    """A file descriptor that can be read once SIGTERM has come.
+
+    A handler that raised would tear whatever it interrupts. A daemon that is killed ends its plane twice, by the end of
+    its socket and by SIGTERM right after it: what closes the devices would be torn, and their rules stay in the kernel.
+    """
+    readable, writable = os.pipe()
+    os.set_blocking(writable, False)
+    signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    return readable
 
 
-def _serve(sock: socket.socket) -> int:
+def _serve(sock: socket.socket, sigterm: int) -> int:
     counters = Counters()
     channel = Channel(sock, counters)
-    select.select([sock], [], [])
+    if sigterm in select.select([sock.fileno(), sigterm], [], [])[0]:
+        return 0
     try:
         configure = channel.receive(1)[0]
     except DaemonGoneError:
         return 0
     if not isinstance(configure, Configure):
         raise ProtocolError(f"{type(configure).__name__} came before Configure")
-    # What is half open when SIGTERM comes would stay in the kernel.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         devices = open_devices(configure, initial_mtu(configure.mtu), counters)
     except StartError as error:
@@ -74,15 +82,13 @@ def _serve(sock: socket.socket) -> int:
         return 1
     plane: Plane | None = None
     try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         plane = Plane(configure, devices, channel, counters)
         channel.send(Ready())
         importlib.import_module("espthrunat.esp.transforms")  # while IKE negotiates, not when the first SA comes
         gc.freeze()  # what exists by now stays; no collection needs to look at it again
         gc.set_threshold(_GARBAGE)
-        plane.run()
+        plane.run(sigterm)
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the end has begun
         if plane is not None:
             plane.close()
         devices.close()

@@ -93,8 +93,8 @@ class Plane:
         if self._outbound.raw is not None:
             self._outbound.raw.close()
 
-    def run(self) -> None:
-        """Work until the daemon closes its end.
+    def run(self, end_fd: int) -> None:
+        """Work until the daemon closes its end, or `end_fd` can be read.
 
         Raises ProtocolError for a message that makes no sense, TunGoneError if the TUN device was deleted.
         """
@@ -102,7 +102,7 @@ class Plane:
         keepalives, held = self._keepalives, self._outbound.held
         clock = self._clock
         control_fd, udp_fd, tun_fd = channel.socket.fileno(), udp.fileno(), tun.fileno()
-        for fd in (control_fd, udp_fd, tun_fd):
+        for fd in (control_fd, udp_fd, tun_fd, end_fd):
             epoll.register(fd, select.EPOLLIN)
         awaits_room = False
         while True:
@@ -123,6 +123,8 @@ class Plane:
                         self._inbound.lone(*one, udp.local)
                 elif fd == tun_fd:
                     self._outbound.packets(tun.read(1 if is_alone else _BATCH))
+                elif fd == end_fd:
+                    return
                 elif fd != control_fd:
                     self._receive_raw()
                 else:
