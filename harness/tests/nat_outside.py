@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -12,12 +13,13 @@ from lab_world import SERVER, STRANGER, Home
 from natbed.conntrack import udp_mappings
 from natbed.lab import Lab
 from natbed.nat import rules
-from natbed.nat.profile import Filtering, Mapping, NatProfile
+from natbed.nat.profile import Filtering, Mapping, NatProfile, Ports
 from natbed.node_kinds import Nat
 
 SECONDS = 5.0  # that a packet, or a condition, may take
 FIRST, SECOND = 4_999, 5_000  # ports of those who see
 INSIDE = 40_000
+_DRAWS = 3
 
 Endpoint = tuple[str, int]
 
@@ -44,11 +46,18 @@ class Street:
         return made
 
     def seen(self, inside: socket.socket, outside: socket.socket) -> Endpoint:
-        """What an outside socket sees as the source of an inside one's packet."""
-        inside.sendto(b"seen", outside.getsockname())
-        data, source = outside.recvfrom(64)
-        assert data == b"seen"
-        return source[0], source[1]
+        """What an outside socket sees as the source of an inside one's packet.
+
+        A NAT that draws ports may draw one that is taken, and drops: only then is there a second packet, and a third.
+        """
+        for left in reversed(range(_DRAWS if self.nat.profile.ports is Ports.RANDOM else 1)):
+            inside.sendto(b"seen", outside.getsockname())
+            if left and not select.select([outside], [], [], SECONDS)[0]:
+                continue
+            data, source = outside.recvfrom(64)
+            assert data == b"seen"
+            return source[0], source[1]
+        raise AssertionError("the last one returns or raises")
 
     def mapping(self, inside: socket.socket, *outside: socket.socket) -> Mapping:
         """What the mapping depends on: of two sockets at one address and one at another."""
