@@ -17,7 +17,7 @@ from natbed.runner import Run
 from natbed.topology_files import find
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leaks_check, "_PATIENCE", 0.1)
 
@@ -27,6 +27,7 @@ def test_nothing_is_left_where_nothing_was_done(tmp_path: pathlib.Path) -> None:
     assert (result.name, result.verdict) == ("leaks", Verdict.PASSED)
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_file_a_process_and_a_traceback_are_named(tmp_path: pathlib.Path) -> None:
     runtime, log = tmp_path / "runtime", tmp_path / "espthrunat.log"
     runtime.mkdir()
@@ -45,6 +46,7 @@ def test_a_file_a_process_and_a_traceback_are_named(tmp_path: pathlib.Path) -> N
     assert result.reason == f"left behind: process {process.pid} sleep 60 (and 2 more)"
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_namespace_that_is_held_open_is_named(isolated: None, tmp_path: pathlib.Path) -> None:
     before = Snapshot.take(tmp_path)
     read, write = os.pipe()
