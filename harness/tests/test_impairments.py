@@ -191,10 +191,13 @@ def test_jitter_makes_delays_differ(lab: Lab) -> None:
 
 @isolated
 def test_packets_are_doubled_damaged_and_overtaken_the_same_each_time(lab: Lab) -> None:
-    """UDP with a changed bit has a wrong checksum and does not arrive."""
+    """UDP with a changed bit has a wrong checksum and does not arrive.
+
+    By seed 10 no bit of a checksum is changed: one of 0x0008, say, would become 0, and UDP lets pass what has none.
+    """
     seen, counts = [], []
     for _ in range(2):
-        with impaired(lab, delay=0.02, reorder=0.2, duplicate=0.2, corrupt=0.2, seed=7) as record:
+        with impaired(lab, delay=0.02, reorder=0.2, duplicate=0.2, corrupt=0.2, seed=10) as record:
             seen.append(sorted(number for number, *_ in flow(lab, 100)))
             assert record.deterministic == ["corrupt", "duplicate", "reorder"]
         counts.append(record.passed)
