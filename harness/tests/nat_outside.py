@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import select
+import json
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +21,21 @@ FIRST, SECOND = 4_999, 5_000  # ports of those who see
 INSIDE = 40_000
 _DRAWS = 3
 
+_DRAWN = ("ip", "witness", "drawn")
+# sees the port of what leaves, translated, before the NAT drops it because the port is taken
+_WITNESS = """table ip witness {{
+    set drawn {{
+        type inet_service
+        size 65536
+        flags dynamic
+    }}
+    chain leaving {{
+        type filter hook postrouting priority 105; policy accept;
+        oifname "{wan}" ct state new meta l4proto udp add @drawn {{ udp sport }}
+    }}
+}}
+"""
+
 Endpoint = tuple[str, int]
 
 
@@ -30,6 +45,10 @@ class Street:
     def __init__(self, lab: Lab, stack: contextlib.ExitStack) -> None:
         self.lab = lab
         self._stack = stack
+        self._owners: dict[int, tuple[object, ...]] = {}  # mappings, by the ports that were seen
+        self._draws = self.nat.profile.ports is Ports.RANDOM
+        if self._draws:
+            self.nat.run(["nft", "-f", "-"], input=_WITNESS.format(wan=self.nat.wan))
 
     @property
     def nat(self) -> Nat:
@@ -48,16 +67,35 @@ class Street:
     def seen(self, inside: socket.socket, outside: socket.socket) -> Endpoint:
         """What an outside socket sees as the source of an inside one's packet.
 
-        A NAT that draws ports may draw one that is taken, and drops: only then is there a second packet, and a third.
+        A NAT that draws ports may draw another mapping's, and drops: then, and only then, another packet is sent.
         """
-        for left in reversed(range(_DRAWS if self.nat.profile.ports is Ports.RANDOM else 1)):
+        mapping = self._whose(inside.getsockname(), outside.getsockname())
+        for left in reversed(range(_DRAWS)):
+            if self._draws:
+                self.nat.run(["nft", "flush", "set", *_DRAWN])
             inside.sendto(b"seen", outside.getsockname())
-            if left and not select.select([outside], [], [], SECONDS)[0]:
+            try:
+                data, source = outside.recvfrom(64)
+            except TimeoutError:
+                if not left or not self._draws or self._owners.get(self._drawn, mapping) == mapping:
+                    raise
                 continue
-            data, source = outside.recvfrom(64)
             assert data == b"seen"
+            self._owners[source[1]] = mapping
             return source[0], source[1]
         raise AssertionError("the last one returns or raises")
+
+    @property
+    def _drawn(self) -> int:
+        """The port that the NAT has just drawn, whatever became of its packet."""
+        listed = json.loads(self.nat.run(["nft", "-j", "list", "set", *_DRAWN]).stdout)["nftables"]
+        (port,) = next(one["set"] for one in listed if "set" in one).get("elem", [0])
+        return int(port)
+
+    def _whose(self, inside: Endpoint, outside: Endpoint) -> tuple[object, ...]:
+        """All packets with the same answer have one mapping."""
+        remote = {Mapping.ENDPOINT_INDEPENDENT: (), Mapping.ADDRESS_DEPENDENT: outside[:1]}
+        return (inside, *remote.get(self.nat.profile.mapping, outside))
 
     def mapping(self, inside: socket.socket, *outside: socket.socket) -> Mapping:
         """What the mapping depends on: of two sockets at one address and one at another."""
